@@ -1,0 +1,235 @@
+//! The requests and replies, as they appear in JSON.
+//!
+//! A request with a field that is not listed here is refused with the field's name.
+
+use std::num::NonZeroU32;
+
+use serde::{Deserialize, Serialize};
+
+/// Asks for the entries of a directory, or of the whole tree below it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListRequest {
+    /// The directory, relative to the root; `"."` by default.
+    pub path: String,
+    /// Whether to list what is below its directories too; `true` by default.
+    pub recursive: bool,
+    /// Whether to list names that begin with a dot; `false` by default. `.git` is never listed.
+    pub hidden: bool,
+    /// The `next` of the last reply to this request, or nothing to start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// The most entries in one reply; by default as many as fit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<NonZeroU32>,
+}
+
+impl Default for ListRequest {
+    fn default() -> Self {
+        Self { path: ".".to_owned(), recursive: true, hidden: false, cursor: None, limit: None }
+    }
+}
+
+/// One page of a listing.
+///
+/// Entries are sorted by the bytes of their names, a directory before what is in it. On a tree that
+/// does not change, following `next` yields each entry once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListReply {
+    /// The entries.
+    pub entries: Vec<Entry>,
+    /// Where to go on: pass it as `cursor`. Absent after the last entry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// How many directories were listed by name but not entered, because they could not be read or
+    /// lie deeper than [`DEPTH_MAX`](crate::DEPTH_MAX). Each is counted on one page only.
+    pub skipped_directories: u64,
+}
+
+/// A name in the tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The path relative to the root, with `/` between names.
+    pub path: String,
+    /// What it is.
+    pub kind: EntryKind,
+    /// The length of a regular file, in bytes; absent for everything else, and when the file went
+    /// while it was listed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub len_bytes: Option<u64>,
+    /// Whether the real path is not UTF-8: `path` then shows replacement characters and cannot be
+    /// used to read the file. Absent means `false`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub path_lossy: bool,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link; a walk lists it and does not follow it.
+    Symlink,
+    /// A FIFO, a socket or a device.
+    Other,
+}
+
+impl EntryKind {
+    pub(crate) fn article_noun(self) -> &'static str {
+        match self {
+            Self::File => "a file",
+            Self::Directory => "a directory",
+            Self::Symlink => "a symbolic link",
+            Self::Other => "a FIFO, socket or device",
+        }
+    }
+}
+
+/// Asks for a range of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadRequest {
+    /// The file, relative to the root. Symlinks are followed as long as they stay inside the root.
+    pub path: String,
+    /// Where to start, in bytes from the start of the file; 0 by default.
+    #[serde(default)]
+    pub offset_bytes: u64,
+    /// The most bytes to return; by default as many as fit the reply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub len_bytes: Option<u64>,
+}
+
+/// A range of a file.
+///
+/// It may be shorter than asked for; go on at `offset_bytes + len_bytes` until `end`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadReply {
+    /// The path relative to the root, without `.` and `..`.
+    pub path: String,
+    /// Where the range starts, in bytes.
+    pub offset_bytes: u64,
+    /// The length of the range in the file, in bytes (not the length of `content`).
+    pub len_bytes: u64,
+    /// The length of the file when it was read, in bytes.
+    pub total_bytes: u64,
+    /// How `content` stands for the bytes.
+    pub encoding: Encoding,
+    /// The bytes.
+    pub content: String,
+    /// Whether the range reaches the end of the file.
+    pub end: bool,
+}
+
+/// How bytes are written in a JSON string.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Encoding {
+    /// The bytes are UTF-8 without NUL, and the string is the text.
+    #[serde(rename = "utf-8")]
+    Utf8,
+    /// The string is base64 with padding (RFC 4648, the standard alphabet).
+    #[serde(rename = "base64")]
+    Base64,
+}
+
+/// Asks for the lines of the tree that match a pattern.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SearchRequest {
+    /// The regular expression, in the syntax of the `regex` crate; it matches within one line.
+    pub pattern: String,
+    /// The file or directory to search, relative to the root; `"."` by default.
+    #[serde(default = "dot")]
+    pub path: String,
+    /// Whether letters match in either case; `false` by default.
+    #[serde(default)]
+    pub case_insensitive: bool,
+    /// Whether `pattern` is plain text and not an expression; `false` by default.
+    #[serde(default)]
+    pub fixed_strings: bool,
+    /// Whether to search names that begin with a dot; `false` by default. `.git` is never searched.
+    #[serde(default)]
+    pub hidden: bool,
+    /// The most matches in one reply: [`MATCHES_DEFAULT`](crate::MATCHES_DEFAULT) by default,
+    /// [`MATCHES_MAX`](crate::MATCHES_MAX) at most.
+    #[serde(default = "matches_default")]
+    pub max_matches: NonZeroU32,
+    /// The `next` of the last reply to this request, or nothing to start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+}
+
+impl SearchRequest {
+    /// A search for `pattern` in the whole tree, with the defaults for all else.
+    #[must_use]
+    pub fn pattern(pattern: impl Into<String>) -> Self {
+        Self {
+            pattern: pattern.into(),
+            path: dot(),
+            case_insensitive: false,
+            fixed_strings: false,
+            hidden: false,
+            max_matches: matches_default(),
+            cursor: None,
+        }
+    }
+}
+
+/// One page of matches, in the order of a listing and then of line numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SearchReply {
+    /// The matches: at most one a line.
+    pub matches: Vec<Match>,
+    /// Where to go on: pass it as `cursor`. Absent after the last match.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// Whether there are matches after this page: exactly when `next` is there.
+    pub truncated: bool,
+    /// How many files this call searched.
+    pub files_searched: u64,
+    /// How many files this call did not search, or not to their end: binary, not readable, or with
+    /// a line longer than [`LINE_BYTES_MAX`](crate::LINE_BYTES_MAX).
+    pub files_skipped: u64,
+    /// How many directories this call could not enter.
+    pub skipped_directories: u64,
+}
+
+/// A line that matches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Match {
+    /// The file, relative to the root, with `/` between names.
+    pub path: String,
+    /// The line, from 1.
+    pub line_number: u64,
+    /// Where in the line the first match begins, in bytes, from 1.
+    pub column: u64,
+    /// The length of the first match, in bytes of the line.
+    pub match_len_bytes: u64,
+    /// The line without its terminator; what is not UTF-8 is replaced. A long line is cut to at
+    /// most [`TEXT_BYTES_MAX`](crate::TEXT_BYTES_MAX) bytes around the start of the match.
+    pub text: String,
+    /// Where in the line `text` begins, in bytes, from 1; 1 unless the line is cut.
+    pub text_column: u64,
+    /// Whether `text` is not the whole line. Absent means `false`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub text_cut: bool,
+    /// Whether the real path is not UTF-8, as in [`Entry::path_lossy`]. Absent means `false`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub path_lossy: bool,
+}
+
+fn dot() -> String {
+    ".".to_owned()
+}
+
+fn matches_default() -> NonZeroU32 {
+    NonZeroU32::new(crate::MATCHES_DEFAULT).unwrap_or(NonZeroU32::MIN)
+}
+
+// The signature is serde's: `skip_serializing_if` passes a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_false(value: &bool) -> bool {
+    !*value
+}

@@ -1,0 +1,119 @@
+//! The root directory and the one way to open what is below it.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use cap_fs_ext::{DirExt, OpenOptionsSyncExt};
+use cap_std::ambient_authority;
+use cap_std::fs::{Dir, FileType, OpenOptions};
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+
+use crate::error::WorkspaceError;
+use crate::types::EntryKind;
+
+/// A directory tree that may be listed, read and searched, and nothing outside it.
+///
+/// It holds an open handle of its root: renaming the root keeps it working, and no later change to
+/// the path that opened it moves it elsewhere. Cloning is cheap and shares the handle.
+#[derive(Debug, Clone)]
+pub struct Workspace {
+    root: Arc<Dir>,
+    global_ignore: Arc<Gitignore>,
+}
+
+impl Workspace {
+    /// Opens a directory as the root of a workspace.
+    ///
+    /// The user's global git ignore file (`core.excludesFile`) is read here, once. Ignore files in
+    /// directories above the root are not looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError::NotFound`], [`NotADirectory`](WorkspaceError::NotADirectory),
+    /// [`PermissionDenied`](WorkspaceError::PermissionDenied) or [`Io`](WorkspaceError::Io), with
+    /// the path as it was given.
+    pub fn open(root: &Path) -> Result<Self, WorkspaceError> {
+        let dir = Dir::open_ambient_dir(root, ambient_authority())
+            .and_then(|dir| dir.entries().map(|_| dir))
+            .map_err(|source| WorkspaceError::from_io(&root.to_string_lossy(), source))?;
+        let (global_ignore, _) = GitignoreBuilder::new("").build_global();
+        Ok(Self { root: Arc::new(dir), global_ignore: Arc::new(global_ignore) })
+    }
+
+    pub(crate) fn global_ignore(&self) -> &Gitignore {
+        &self.global_ignore
+    }
+
+    /// Opens a regular file for reading and returns its length; `name` is for the error.
+    ///
+    /// Nothing else is ever opened for reading: a device may act on being opened. A FIFO that takes
+    /// the file's place between the two steps is opened without blocking and then refused.
+    pub(crate) fn open_file(&self, path: &Path, name: &str) -> Result<(File, u64), WorkspaceError> {
+        let failed = |source| WorkspaceError::from_io(name, source);
+        let must_be_file = |file_type| match kind_of(file_type) {
+            EntryKind::File => Ok(()),
+            kind => Err(WorkspaceError::NotAFile { path: name.to_owned(), kind }),
+        };
+        must_be_file(self.root.metadata(path).map_err(failed)?.file_type())?;
+        let options = OpenOptions::new().read(true).nonblock(true).to_owned();
+        let file = self.root.open_with(path, &options).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        must_be_file(metadata.file_type())?;
+        Ok((file.into_std(), metadata.len()))
+    }
+
+    /// Opens a directory; `name` is for the error.
+    pub(crate) fn open_directory(
+        &self,
+        path: &Path,
+        name: &str,
+        follow: Follow,
+    ) -> Result<Dir, WorkspaceError> {
+        match follow {
+            Follow::InsideRoot => self.root.open_dir(path),
+            Follow::Never => self.root.open_dir_nofollow(path),
+        }
+        .map_err(|source| WorkspaceError::from_io(name, source))
+    }
+
+    /// What a path is, symlinks followed; `name` is for the error.
+    pub(crate) fn kind(&self, path: &Path, name: &str) -> Result<EntryKind, WorkspaceError> {
+        let metadata = self.root.metadata(path);
+        metadata
+            .map(|metadata| kind_of(metadata.file_type()))
+            .map_err(|source| WorkspaceError::from_io(name, source))
+    }
+
+    /// The length of a regular file that a walk found, in bytes; nothing if it went or changed.
+    pub(crate) fn file_len_bytes(&self, path: &Path) -> Option<u64> {
+        let metadata = self.root.symlink_metadata(path).ok()?;
+        metadata.is_file().then(|| metadata.len())
+    }
+
+    /// Whether anything has this name, be it a dangling symlink.
+    pub(crate) fn has(&self, path: &Path) -> bool {
+        self.root.symlink_metadata(path).is_ok()
+    }
+}
+
+/// What to do when the last name of a path is a symlink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Follow {
+    /// Go where it points, if that is inside the root.
+    InsideRoot,
+    /// Fail.
+    Never,
+}
+
+pub(crate) fn kind_of(file_type: FileType) -> EntryKind {
+    if file_type.is_file() {
+        EntryKind::File
+    } else if file_type.is_dir() {
+        EntryKind::Directory
+    } else if file_type.is_symlink() {
+        EntryKind::Symlink
+    } else {
+        EntryKind::Other
+    }
+}

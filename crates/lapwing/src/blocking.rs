@@ -1,0 +1,416 @@
+//! The blocking client: a second driver over the same protocol, with no runtime inside.
+//!
+//! Threads that wait share the work: whoever holds the receiving half leads, looks or sleeps, and
+//! delivers for all; the others park. A leader that has what it wanted wakes one of the others to lead.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::task::{Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use lapwing_proto::{Description, Kind, MessageId};
+use lapwing_shm::{Poller, Spin};
+
+use crate::client::{Core, Inbox, LINGER, Outcome, Outgoing, StartError, lock, state_of};
+use crate::control::ControlSocket;
+use crate::endpoint;
+use crate::error::{CallError, ConnectError};
+use crate::handshake::ClientHello;
+use crate::link::Broken;
+use crate::payload::Payload;
+use crate::{ClientOptions, ClientStats, ConnectionState, methods, platform};
+
+/// A connection to a server, for threads. Clones are cheap and share the connection; every thread may
+/// call at the same time.
+///
+/// The connection is closed when the last clone is dropped; [`IpcClient::disconnect`] lets calls in
+/// flight finish first.
+///
+/// # Examples
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = lapwing::blocking::IpcClient::connect("/run/user/1000/lapwing/engine.sock")?;
+/// let reply = client.call_raw(0x0400, b"hello")?;
+/// assert_eq!(reply.bytes(), b"hello");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct IpcClient {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    core: Core,
+    poller: Poller,
+    /// Threads that are parked or about to be.
+    followers: AtomicUsize,
+    drain: Duration,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.core.close();
+    }
+}
+
+impl IpcClient {
+    /// Connects to the server that listens on `path`, with default options.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] says what to do.
+    pub fn connect(path: impl AsRef<Path>) -> Result<IpcClient, ConnectError> {
+        IpcClient::connect_with(path, &ClientOptions::default())
+    }
+
+    /// Connects with these options.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::connect`].
+    pub fn connect_with(
+        path: impl AsRef<Path>,
+        options: &ClientOptions,
+    ) -> Result<IpcClient, ConnectError> {
+        let path = path.as_ref();
+        endpoint::check_connect_path(path)?;
+        let deadline = Instant::now() + options.handshake;
+        let socket =
+            UnixStream::connect(path).map_err(|error| endpoint::connect_error(path, error))?;
+        let mut control = ControlSocket::new(socket)?;
+        let awaiting = ClientHello::prepare(options.hello())?.send(&control)?;
+        let message = loop {
+            if let Some(message) = control.try_receive()? {
+                break message;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || !platform::wait_readable(control.socket(), left)? {
+                let seconds = options.handshake.as_secs();
+                return Err(ConnectError::HandshakeTimeout { seconds });
+            }
+        };
+        let core = Core::new(awaiting.receive(&control, message)?, options.spin);
+        let poller = Poller::new(core.doorbell.as_deref(), core.socket.as_fd())?;
+        let shared = Shared { core, poller, followers: AtomicUsize::new(0), drain: options.drain };
+        Ok(IpcClient { shared: Arc::new(shared) })
+    }
+
+    /// Sends a request to the method `kind` and waits for its reply.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; [`CallError::Status`] is the server's own answer.
+    pub fn call_raw(&self, kind: u16, payload: &[u8]) -> Result<Payload, CallError> {
+        let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
+        self.call_kind(kind, payload)
+    }
+
+    /// Sends bytes to the server's bytes route ([`methods::BYTES`]) and waits for its reply.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_raw`].
+    pub fn send_bytes(&self, bytes: &[u8]) -> Result<Payload, CallError> {
+        self.call_raw(methods::BYTES, bytes)
+    }
+
+    /// Sends a request and returns at once, to collect the reply later: many calls in flight from
+    /// one thread. Waits only while there is no room.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`] when the request was not sent.
+    pub fn submit(&self, kind: u16, payload: &[u8]) -> Result<PendingCall<'_>, CallError> {
+        let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
+        let id = self.start(|core| core.start_call(Outgoing { kind, payload }))?;
+        Ok(PendingCall { client: self, id: Some(id) })
+    }
+
+    /// Sends a message that has no reply. Waits while there is no room for it.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; that it was sent does not say that the server has read it.
+    pub fn send_oneway(&self, kind: u16, payload: &[u8]) -> Result<(), CallError> {
+        let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
+        self.start(|core| core.start_oneway(Outgoing { kind, payload }))
+    }
+
+    /// Asks the connection itself for an answer, past every route; the time it took.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_raw`].
+    pub fn ping(&self) -> Result<Duration, CallError> {
+        let begun = Instant::now();
+        self.call_kind(Kind::PING, &[])?;
+        Ok(begun.elapsed())
+    }
+
+    /// Asks the server which methods it has.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_raw`].
+    pub fn describe(&self) -> Result<Vec<methods::Method>, CallError> {
+        let reply = self.call_kind(Kind::DESCRIBE, &[])?;
+        methods::from_description(Description::decode(&reply))
+    }
+
+    /// What this connection has done so far.
+    #[must_use]
+    pub fn stats(&self) -> ClientStats {
+        self.shared.core.counters.snapshot()
+    }
+
+    /// Whether the connection lasts. A server that vanished while nobody called is seen here.
+    #[must_use]
+    pub fn state(&self) -> ConnectionState {
+        let core = &self.shared.core;
+        if core.end().is_none()
+            && let Ok(mut inbox) = core.inbox.try_lock()
+        {
+            let looked = core.deliver(&mut inbox, None).and_then(|_| self.look_at_socket());
+            if let Err(broken) = looked {
+                self.end(&mut inbox, &broken);
+            }
+        }
+        state_of(core)
+    }
+
+    /// What the handshake agreed on.
+    #[must_use]
+    pub fn agreement(&self) -> methods::Agreement {
+        methods::agreement(&self.shared.core)
+    }
+
+    /// Ends the connection: no new calls, calls in flight of other threads finish or meet the drain
+    /// time, then it is closed, for all clones.
+    pub fn disconnect(&self) {
+        let core = &self.shared.core;
+        core.say_goodbye();
+        let deadline = Instant::now() + self.shared.drain;
+        let waker = thread_waker();
+        while !core.poll_drained(&waker) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            // The threads that wait for those calls deliver them; the last one wakes this.
+            thread::park_timeout(left);
+        }
+        core.close();
+    }
+
+    fn call_kind(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
+        let id = self.start(|core| core.start_call(Outgoing { kind, payload }))?;
+        self.shared.core.conclude(self.wait_for(id))
+    }
+
+    /// Starts something, waiting for room as often as it takes.
+    #[inline]
+    fn start<T>(
+        &self,
+        mut start: impl FnMut(&Core) -> Result<T, StartError>,
+    ) -> Result<T, CallError> {
+        loop {
+            match start(&self.shared.core) {
+                Ok(started) => return Ok(started),
+                Err(StartError::Failed(error)) => return Err(error),
+                Err(StartError::Full(bytes)) => self.wait_for_room(bytes),
+            }
+        }
+    }
+
+    fn wait_for(&self, id: MessageId) -> Outcome {
+        let core = &self.shared.core;
+        loop {
+            if let Ok(mut inbox) = core.inbox.try_lock() {
+                let done = || core.poll_call(id, None);
+                let outcome = self.lead(&mut inbox, Some(id), |found| found, done);
+                drop(inbox);
+                self.hand_over();
+                return outcome;
+            }
+            let waker = thread_waker();
+            if let Some(outcome) = self.follow(|| core.poll_call(id, Some(&waker))) {
+                return outcome;
+            }
+        }
+    }
+
+    #[cold]
+    fn wait_for_room(&self, bytes: usize) {
+        let core = &self.shared.core;
+        let waker = thread_waker();
+        core.wait_for_room(bytes, &waker);
+        // Nothing is registered any more once room was offered.
+        let woken = || (!core.waits_for_room(&waker)).then_some(());
+        loop {
+            if let Ok(mut inbox) = core.inbox.try_lock() {
+                self.lead(&mut inbox, None, |_| (), woken);
+                drop(inbox);
+                return self.hand_over();
+            }
+            if self.follow(woken).is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Parks until woken, unless `done` has an answer or nobody leads any more. `done` has
+    /// registered this thread's waker.
+    fn follow<T>(&self, done: impl Fn() -> Option<T>) -> Option<T> {
+        let followers = &self.shared.followers;
+        followers.fetch_add(1, Ordering::SeqCst);
+        // Pairs with the fence in `hand_over`: either this sees the leader gone, or the leader sees
+        // this follower.
+        fence(Ordering::SeqCst);
+        let mut answer = done();
+        if answer.is_none() && self.shared.core.inbox.try_lock().is_err() {
+            thread::park();
+            answer = done();
+        }
+        followers.fetch_sub(1, Ordering::SeqCst);
+        answer
+    }
+
+    /// A leader has left: one of the others leads on.
+    #[inline]
+    fn hand_over(&self) {
+        fence(Ordering::SeqCst);
+        if self.shared.followers.load(Ordering::Relaxed) > 0
+            && let Some(waker) = self.shared.core.any_waiting()
+        {
+            waker.wake();
+        }
+    }
+
+    /// Delivers for everybody until `done` has an answer; the outcome of the call `mine` is handed
+    /// to `found` straight away.
+    fn lead<T>(
+        &self,
+        inbox: &mut Inbox,
+        mine: Option<MessageId>,
+        found: impl Fn(Outcome) -> T,
+        done: impl Fn() -> Option<T>,
+    ) -> T {
+        let core = &self.shared.core;
+        loop {
+            match core.deliver(inbox, mine) {
+                Ok(Some(outcome)) => return found(outcome),
+                Ok(None) => {}
+                Err(broken) => self.end(inbox, &broken),
+            }
+            core.offer_room();
+            // Delivered by another leader before, or the connection is over. While nothing has come
+            // yet this costs no time that would not be waited anyway.
+            if let Some(answer) = done() {
+                return answer;
+            }
+            inbox.disarm();
+            let rested = if inbox.spin(LINGER, || false) {
+                Ok(())
+            } else if inbox.spinner.policy() == Spin::Always && core.doorbell.is_some() {
+                self.look_at_socket()
+            } else {
+                self.sleep(inbox)
+            };
+            if let Err(broken) = rested {
+                self.end(inbox, &broken);
+            }
+        }
+    }
+
+    /// Arms, looks once more, sleeps until something comes.
+    fn sleep(&self, inbox: &mut Inbox) -> Result<(), Broken> {
+        let core = &self.shared.core;
+        let quiet = inbox.arm()?;
+        // Armed before this look: room that comes later rings.
+        if !quiet || core.offer_room() {
+            return Ok(());
+        }
+        let backlog = core.doorbell.is_none() && lock(&core.outbox).sending.has_backlog();
+        if backlog {
+            self.shared.poller.want_writable(core.socket.as_fd(), true)?;
+        }
+        let since = Instant::now();
+        let wake = self.shared.poller.wait(None)?;
+        inbox.spinner.slept(since.elapsed());
+        if backlog {
+            self.shared.poller.want_writable(core.socket.as_fd(), false)?;
+        }
+        if wake.socket { self.look_at_socket() } else { Ok(()) }
+    }
+
+    /// With shared memory the socket carries nothing but the server's end.
+    fn look_at_socket(&self) -> Result<(), Broken> {
+        let core = &self.shared.core;
+        if core.doorbell.is_some() { core.look_at_socket() } else { Ok(()) }
+    }
+
+    #[cold]
+    fn end(&self, inbox: &mut Inbox, broken: &Broken) {
+        if matches!(broken, Broken::Ended) {
+            self.shared.core.deliver_last(inbox);
+        } else {
+            self.shared.core.finish(broken);
+        }
+    }
+}
+
+/// A call that was submitted. Dropping it gives the reply up.
+#[derive(Debug)]
+#[must_use = "a pending call that is dropped gives its reply up"]
+pub struct PendingCall<'a> {
+    client: &'a IpcClient,
+    id: Option<MessageId>,
+}
+
+impl PendingCall<'_> {
+    /// Waits for the reply.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_raw`].
+    pub fn collect(mut self) -> Result<Payload, CallError> {
+        let id = self.id.take().expect("collected or dropped once");
+        self.client.shared.core.conclude(self.client.wait_for(id))
+    }
+}
+
+impl Drop for PendingCall<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.client.shared.core.abandon(id);
+        }
+    }
+}
+
+/// Wakes a parked thread.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// This thread's waker, made once.
+fn thread_waker() -> Waker {
+    thread_local! {
+        static WAKER: Waker = Waker::from(Arc::new(Unpark(thread::current())));
+    }
+    WAKER.with(Waker::clone)
+}

@@ -1,0 +1,452 @@
+//! The async client: tokio tasks that await also drain the ring.
+//!
+//! # Who waits how
+//!
+//! A task that awaits a reply delivers for everybody while it looks. When it is alone in its
+//! connection it looks in place, for at most [`lapwing_shm::SPIN_BOUND`]; when several calls are in
+//! flight the connection's *driver* task looks, yielding between two looks so that the others go on
+//! sending. When nothing comes the sleep word is armed and the driver sleeps in the runtime's poller.
+//!
+//! Invariant D: while the sleep word is not armed, somebody looks: a task in place, the driver in its
+//! looking mode, or the driver within [`LINGER`], after which it arms. So a task that looked in place and
+//! went away leaves nobody waiting for longer than that.
+
+mod core;
+mod driver;
+mod options;
+mod stats;
+
+use std::future::poll_fn;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use lapwing_proto::{Description, Kind, MessageId};
+use lapwing_shm::SPIN_BOUND;
+use tokio::io::Interest;
+use tokio::sync::Notify;
+
+pub(crate) use self::core::{Core, Inbox, Outcome, Outgoing, StartError, lock};
+use self::driver::Driver;
+pub use self::options::{ClientOptions, FrameChecksum, Transport};
+pub(crate) use self::options::{checksum_set, program_name};
+pub use self::stats::ClientStats;
+use crate::control::ControlSocket;
+use crate::endpoint;
+use crate::error::{CallError, ConnectError, EndReason};
+use crate::handshake::ClientHello;
+use crate::methods;
+use crate::payload::Payload;
+use crate::waking::watch;
+
+/// How long nobody may look before the driver arms the sleep word.
+pub(crate) const LINGER: Duration = Duration::from_millis(1);
+
+/// Calls that go without asking again whether other tasks of the runtime want to send meanwhile.
+const CALLS_BETWEEN_PROBES: u32 = 32;
+
+/// State of a connection, as [`IpcClient::state`] tells it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ConnectionState {
+    /// Calls go through.
+    Connected,
+    /// The server said goodbye: calls in flight finish, new ones are refused.
+    Draining,
+    /// It is over, and why.
+    Closed(EndReason),
+}
+
+/// A connection to a server, for tokio. Clones are cheap and share the connection.
+///
+/// The connection is closed when the last clone is dropped; [`IpcClient::disconnect`] lets calls in
+/// flight finish first.
+///
+/// # Examples
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = lapwing::IpcClient::connect("/run/user/1000/lapwing/engine.sock").await?;
+/// let reply = client.call_raw(0x0400, b"hello").await?;
+/// assert_eq!(reply.bytes(), b"hello");
+/// client.disconnect().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct IpcClient {
+    shared: Arc<Shared>,
+}
+
+/// What the clones of a client share. The driver holds the core alone, so that dropping the last
+/// clone ends it.
+#[derive(Debug)]
+struct Shared {
+    core: Arc<Core>,
+    kick: Arc<Kick>,
+    drain: Duration,
+    /// Calls left until the next probe: see [`IpcClient::may_look_in_place`].
+    alone: AtomicU32,
+}
+
+/// How tasks reach the driver.
+#[derive(Debug, Default)]
+pub(crate) struct Kick {
+    pub(crate) notify: Notify,
+    /// The driver is in its looking mode, so needs no kick.
+    pub(crate) looking: std::sync::atomic::AtomicBool,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.core.close();
+        self.kick.notify.notify_one();
+    }
+}
+
+impl IpcClient {
+    /// Connects to the server that listens on `path`, with default options.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] says what to do.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with its I/O and time drivers enabled.
+    pub async fn connect(path: impl AsRef<Path>) -> Result<IpcClient, ConnectError> {
+        IpcClient::connect_with(path, ClientOptions::default()).await
+    }
+
+    /// Connects with these options.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::connect`].
+    ///
+    /// # Panics
+    ///
+    /// As [`IpcClient::connect`].
+    pub async fn connect_with(
+        path: impl AsRef<Path>,
+        options: ClientOptions,
+    ) -> Result<IpcClient, ConnectError> {
+        let limit = options.handshake;
+        match tokio::time::timeout(limit, open(path.as_ref(), &options)).await {
+            Ok(opened) => opened,
+            Err(_) => Err(ConnectError::HandshakeTimeout { seconds: limit.as_secs() }),
+        }
+    }
+
+    /// Sends a request to the method `kind` and waits for its reply.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; [`CallError::Status`] is the server's own answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before its first poll it has sent nothing; later the server may have executed the
+    /// call, and its reply is discarded. Its place among the calls in flight is free again when the
+    /// reply has come.
+    pub async fn call_raw(&self, kind: u16, payload: &[u8]) -> Result<Payload, CallError> {
+        let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
+        self.call_kind(kind, payload).await
+    }
+
+    /// Sends bytes to the server's bytes route ([`methods::BYTES`]) and waits for its reply.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_raw`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::call_raw`].
+    pub async fn send_bytes(&self, bytes: &[u8]) -> Result<Payload, CallError> {
+        self.call_raw(methods::BYTES, bytes).await
+    }
+
+    /// Sends a message that has no reply. Waits while there is no room for it.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; that it was sent does not say that the server has read it.
+    ///
+    /// # Cancel safety
+    ///
+    /// The message was sent whole or not at all; it was not when this never completed.
+    pub async fn send_oneway(&self, kind: u16, payload: &[u8]) -> Result<(), CallError> {
+        let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
+        let core = &self.shared.core;
+        let send = |_: &mut Context<'_>| core.start_oneway(Outgoing { kind, payload });
+        self.poll_start(send).await
+    }
+
+    /// Asks the connection itself for an answer, past every route; the time it took.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_raw`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::call_raw`].
+    pub async fn ping(&self) -> Result<Duration, CallError> {
+        let begun = Instant::now();
+        self.call_kind(Kind::PING, &[]).await?;
+        Ok(begun.elapsed())
+    }
+
+    /// Asks the server which methods it has.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_raw`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::call_raw`].
+    pub async fn describe(&self) -> Result<Vec<methods::Method>, CallError> {
+        let reply = self.call_kind(Kind::DESCRIBE, &[]).await?;
+        methods::from_description(Description::decode(&reply))
+    }
+
+    /// What this connection has done so far.
+    #[must_use]
+    pub fn stats(&self) -> ClientStats {
+        self.shared.core.counters.snapshot()
+    }
+
+    /// Whether the connection lasts.
+    #[must_use]
+    pub fn state(&self) -> ConnectionState {
+        state_of(&self.shared.core)
+    }
+
+    /// What the handshake agreed on.
+    #[must_use]
+    pub fn agreement(&self) -> methods::Agreement {
+        methods::agreement(&self.shared.core)
+    }
+
+    /// Ends the connection: no new calls, calls in flight finish or meet the drain time, then it is
+    /// closed, for all clones.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped early, new calls are refused already and the connection stays open until the last
+    /// clone is gone.
+    pub async fn disconnect(&self) {
+        let core = &self.shared.core;
+        core.say_goodbye();
+        self.shared.kick.notify.notify_one();
+        let drained =
+            poll_fn(
+                |cx| {
+                    if core.poll_drained(cx.waker()) { Poll::Ready(()) } else { Poll::Pending }
+                },
+            );
+        let _ = tokio::time::timeout(self.shared.drain, drained).await;
+        core.close();
+        self.shared.kick.notify.notify_one();
+    }
+
+    async fn call_kind(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
+        let core = &*self.shared.core;
+        // One unit of the task's budget a call, so that a loop of calls lets others run.
+        tokio::task::coop::consume_budget().await;
+        let mut guard = CallGuard { core, id: None };
+        // The guard is there before the request is sent: a drop between the two cannot leak the slot.
+        let id = match core.start_call(Outgoing { kind, payload }) {
+            Ok(id) => id,
+            Err(StartError::Failed(error)) => return Err(error),
+            Err(StartError::Full(_)) => {
+                self.poll_start(|_| core.start_call(Outgoing { kind, payload })).await?
+            }
+        };
+        guard.id = Some(id);
+        let mut yielded = false;
+        let outcome = poll_fn(|cx| self.poll_reply(cx, id, &mut yielded)).await;
+        guard.id = None;
+        core.conclude(outcome)
+    }
+
+    /// Starts something, waiting for room as often as it takes.
+    async fn poll_start<T>(
+        &self,
+        mut start: impl FnMut(&mut Context<'_>) -> Result<T, StartError>,
+    ) -> Result<T, CallError> {
+        let core = &self.shared.core;
+        poll_fn(|cx| {
+            for _ in 0..2 {
+                match start(cx) {
+                    Ok(started) => return Poll::Ready(Ok(started)),
+                    Err(StartError::Failed(error)) => return Poll::Ready(Err(error)),
+                    // Registered first, then tried once more: room that came in between is seen.
+                    Err(StartError::Full(bytes)) => core.wait_for_room(bytes, cx.waker()),
+                }
+            }
+            self.kick();
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn kick(&self) {
+        // Relaxed: a driver that is just leaving its looking mode arms and looks once more itself.
+        if !self.shared.kick.looking.load(Ordering::Relaxed) {
+            self.shared.kick.notify.notify_one();
+        }
+    }
+
+    fn poll_reply(&self, cx: &mut Context<'_>, id: MessageId, yielded: &mut bool) -> Poll<Outcome> {
+        let core = &*self.shared.core;
+        if core.in_flight() == 1 && self.may_look_in_place(cx, yielded) {
+            match self.look_in_place(id) {
+                Looked::Found(outcome) => return Poll::Ready(outcome),
+                Looked::Slept => return self.register(cx, id),
+                Looked::Busy => {}
+            }
+        }
+        if let Poll::Ready(outcome) = self.register(cx, id) {
+            return Poll::Ready(outcome);
+        }
+        if !std::mem::replace(yielded, true) && core.in_flight() == 1 {
+            // Let others send first; then look whether this call is alone.
+            cx.waker().wake_by_ref();
+        } else {
+            self.kick();
+        }
+        Poll::Pending
+    }
+
+    fn register(&self, cx: &Context<'_>, id: MessageId) -> Poll<Outcome> {
+        match self.shared.core.poll_call(id, Some(cx.waker())) {
+            Some(outcome) => Poll::Ready(outcome),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Looking in place keeps this thread from running the tasks that would send meanwhile. So every
+    /// few calls the task first goes to the back of the runtime's queue once; if it is alone in flight
+    /// after that, it takes itself to be for the next calls, too.
+    fn may_look_in_place(&self, _cx: &Context<'_>, yielded: &mut bool) -> bool {
+        let alone = &self.shared.alone;
+        let left = alone.load(Ordering::Relaxed);
+        if left > 0 {
+            alone.store(left - 1, Ordering::Relaxed);
+            return true;
+        }
+        if *yielded {
+            alone.store(CALLS_BETWEEN_PROBES, Ordering::Relaxed);
+        }
+        *yielded
+    }
+
+    fn look_in_place(&self, id: MessageId) -> Looked {
+        let core = &*self.shared.core;
+        let Ok(mut inbox) = core.inbox.try_lock() else {
+            return Looked::Busy;
+        };
+        if !inbox.spinner.is_warm() {
+            return Looked::Busy;
+        }
+        if inbox.is_armed() {
+            inbox.disarm();
+            // Invariant D: from here on the driver lingers.
+            self.shared.kick.notify.notify_one();
+        }
+        let deadline = Instant::now;
+        let mut begun = None;
+        loop {
+            match core.deliver(&mut inbox, Some(id)) {
+                Ok(Some(outcome)) => return Looked::Found(outcome),
+                Ok(None) => {}
+                Err(broken) => {
+                    drop(inbox);
+                    core.finish(&broken);
+                    return Looked::Slept;
+                }
+            }
+            let room_wanted = core.room_wanted();
+            if room_wanted {
+                core.offer_room();
+            }
+            if inbox.spin(SPIN_BOUND, || false) {
+                continue;
+            }
+            let begun = *begun.get_or_insert_with(deadline);
+            if inbox.spinner.policy() == lapwing_shm::Spin::Always && begun.elapsed() < LINGER {
+                continue;
+            }
+            match inbox.arm() {
+                Ok(true) => return Looked::Slept,
+                Ok(false) => inbox.disarm(),
+                Err(broken) => {
+                    drop(inbox);
+                    core.finish(&broken);
+                    return Looked::Slept;
+                }
+            }
+        }
+    }
+}
+
+/// What looking in place came to.
+enum Looked {
+    Found(Outcome),
+    /// Nothing came; the sleep word is armed.
+    Slept,
+    /// Somebody else looks, or the policy says not to.
+    Busy,
+}
+
+/// Gives the call up when its future is dropped.
+struct CallGuard<'a> {
+    core: &'a Core,
+    id: Option<MessageId>,
+}
+
+impl Drop for CallGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.core.abandon(id);
+        }
+    }
+}
+
+pub(crate) fn state_of(core: &Core) -> ConnectionState {
+    match core.end() {
+        Some(reason) => ConnectionState::Closed(reason.clone()),
+        None if core.is_draining() => ConnectionState::Draining,
+        None => ConnectionState::Connected,
+    }
+}
+
+async fn open(path: &Path, options: &ClientOptions) -> Result<IpcClient, ConnectError> {
+    endpoint::check_connect_path(path)?;
+    let socket = tokio::net::UnixStream::connect(path)
+        .await
+        .and_then(tokio::net::UnixStream::into_std)
+        .map_err(|error| endpoint::connect_error(path, error))?;
+    let mut control = ControlSocket::new(socket)?;
+    let awaiting = ClientHello::prepare(options.hello())?.send(&control)?;
+    let watched = watch(control.socket(), Interest::READABLE)?;
+    let message = loop {
+        let mut ready = watched.readable().await?;
+        match control.try_receive()? {
+            Some(message) => break message,
+            None => ready.clear_ready(),
+        }
+    };
+    drop(watched);
+    let link = awaiting.receive(&control, message)?;
+    let core = Arc::new(Core::new(link, options.spin));
+    let kick = Arc::new(Kick::default());
+    let driver = Driver::new(Arc::clone(&core), Arc::clone(&kick))?;
+    tokio::spawn(driver.run());
+    let shared = Shared { core, kick, drain: options.drain, alone: AtomicU32::new(0) };
+    Ok(IpcClient { shared: Arc::new(shared) })
+}

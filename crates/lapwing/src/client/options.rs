@@ -1,0 +1,103 @@
+//! How a client connects.
+
+use std::env;
+use std::time::Duration;
+
+use lapwing_proto::{Checksum, ChecksumSet, Hello, LimitsWanted, TransportWanted, limits};
+use lapwing_shm::Spin;
+
+/// Where the frames of a connection go.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Transport {
+    /// Through rings in shared memory, where the server agrees; else over the socket.
+    #[default]
+    SharedMemory,
+    /// Over the Unix socket.
+    Socket,
+}
+
+/// What guards each frame against corruption.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum FrameChecksum {
+    /// The best that both sides have: CRC-32C, or CRC-32.
+    #[default]
+    Best,
+    /// CRC-32 (IEEE 802.3).
+    Crc32,
+    /// None, where the server agrees and rings are used; else the best.
+    Off,
+}
+
+/// How a client connects. Every limit is a wish: the server grants the same or less.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// Where frames go. Default: shared memory.
+    pub transport: Transport,
+    /// Who waits by looking, and who by sleeping. Default: adaptive.
+    pub spin: Spin,
+    /// What guards frames. Default: the best that both sides have.
+    pub checksum: FrameChecksum,
+    /// Bytes of this side's ring: a power of two from 64 KiB to 64 MiB. Default 256 KiB. One message
+    /// may be a quarter of it.
+    pub ring_bytes: u32,
+    /// The largest message, in bytes. Default 10 MiB; over shared memory the ring bounds it, too.
+    pub message_bytes: u32,
+    /// Calls in flight at once. Default 256.
+    pub calls_in_flight: u32,
+    /// How long the handshake may take. Default 5 s.
+    pub handshake: Duration,
+    /// How long [`disconnect`](crate::IpcClient::disconnect) waits for calls in flight. Default 10 s.
+    pub drain: Duration,
+    /// This program's name, for the server's lists; at most 128 bytes. Default: that of the executable.
+    pub program: String,
+}
+
+impl Default for ClientOptions {
+    fn default() -> ClientOptions {
+        let wanted = LimitsWanted::default();
+        ClientOptions {
+            transport: Transport::default(),
+            spin: Spin::default(),
+            checksum: FrameChecksum::default(),
+            ring_bytes: limits::RING_BYTES,
+            message_bytes: wanted.message_bytes,
+            calls_in_flight: wanted.calls_in_flight,
+            handshake: Duration::from_millis(limits::HANDSHAKE_MS.into()),
+            drain: Duration::from_millis(limits::DRAIN_MS.into()),
+            program: program_name(),
+        }
+    }
+}
+
+pub(crate) fn program_name() -> String {
+    let name = env::current_exe().ok().and_then(|path| path.file_name().map(ToOwned::to_owned));
+    name.map_or_else(|| "unknown".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+pub(crate) fn checksum_set(choice: FrameChecksum) -> ChecksumSet {
+    let mut offered = ChecksumSet::DEFAULT;
+    match choice {
+        FrameChecksum::Best => {}
+        FrameChecksum::Crc32 => offered = ChecksumSet::only(Checksum::Crc32),
+        FrameChecksum::Off => offered.insert(Checksum::Off),
+    }
+    offered
+}
+
+impl ClientOptions {
+    pub(crate) fn hello(&self) -> Hello {
+        let transport = match self.transport {
+            Transport::SharedMemory => {
+                TransportWanted::SharedMemory { ring_bytes: self.ring_bytes }
+            }
+            Transport::Socket => TransportWanted::Socket,
+        };
+        let mut hello = Hello::new(&crate::handshake::plain(&self.program), transport);
+        hello.limits = LimitsWanted {
+            message_bytes: self.message_bytes.clamp(1, limits::MESSAGE_BYTES_MAX),
+            calls_in_flight: self.calls_in_flight.clamp(1, limits::CALLS_IN_FLIGHT_MAX),
+        };
+        hello.checksums = checksum_set(self.checksum);
+        hello
+    }
+}

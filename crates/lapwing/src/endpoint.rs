@@ -1,0 +1,190 @@
+//! Where a server listens: a socket path, its directory, its modes and its lock.
+
+use std::env;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use crate::error::{BindError, ConnectError, EndpointError};
+use crate::platform::{self, SOCKET_PATH_BYTES};
+
+/// The path of the endpoint called `name`: `$XDG_RUNTIME_DIR/lapwing/NAME.sock`, or, where that
+/// variable is not set, `/run/user/UID/lapwing/NAME.sock` if that directory of the user's exists, else
+/// `lapwing-UID/NAME.sock` in the system's folder for temporary files. The last directory is made with
+/// mode 0700 if it is missing.
+///
+/// # Errors
+///
+/// [`EndpointError`] when the name is no file name, or when the directory is not this user's alone.
+pub fn endpoint_path(name: &str) -> Result<PathBuf, EndpointError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+        return Err(EndpointError::BadName(name.to_owned()));
+    }
+    let directory = runtime_directory();
+    match DirBuilder::new().mode(0o700).create(&directory) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(source) => return Err(EndpointError::Io { path: directory, source }),
+    }
+    check_private(&directory)?;
+    Ok(directory.join(format!("{name}.sock")))
+}
+
+fn runtime_directory() -> PathBuf {
+    let uid = platform::own_uid();
+    if let Some(directory) = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)
+        && directory.is_absolute()
+    {
+        return directory.join("lapwing");
+    }
+    let of_login = PathBuf::from(format!("/run/user/{uid}"));
+    if fs::symlink_metadata(&of_login).is_ok_and(|found| found.is_dir() && found.uid() == uid) {
+        return of_login.join("lapwing");
+    }
+    env::temp_dir().join(format!("lapwing-{uid}"))
+}
+
+fn check_private(directory: &Path) -> Result<(), EndpointError> {
+    let found = fs::symlink_metadata(directory)
+        .map_err(|source| EndpointError::Io { path: directory.to_owned(), source })?;
+    let mode = found.mode() & 0o7777;
+    if found.is_dir() && found.uid() == platform::own_uid() && mode & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(EndpointError::NotPrivate { path: directory.to_owned(), uid: found.uid(), mode })
+}
+
+/// A bound socket with the lock that says its server lives.
+///
+/// Invariant E: whoever holds the lock `PATH.lock` owns the socket file `PATH`; it is removed and made
+/// only under the lock. The kernel frees the lock when the holder dies, so a lock that can be had means
+/// that the socket file beside it is stale.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the socket file this listener made.
+    identity: (u64, u64),
+    _lock: File,
+}
+
+impl Listener {
+    /// Listens on `path`: refuses a live server's socket and anything that is no socket, takes the
+    /// place of a dead server's.
+    pub(crate) fn bind(path: &Path) -> Result<Listener, BindError> {
+        let length = path.as_os_str().len();
+        if length > SOCKET_PATH_BYTES {
+            return Err(BindError::PathTooLong { path: path.to_owned(), length });
+        }
+        let lock = take_lock(path)?;
+        clear_stale(path)?;
+        let socket = platform::bind_private(path).map_err(|error| bind_error(path, error))?;
+        let made = fs::symlink_metadata(path).map_err(|error| bind_error(path, error))?;
+        Ok(Listener { socket, path: path.to_owned(), identity: identity(&made), _lock: lock })
+    }
+
+    pub(crate) fn socket(&self) -> &UnixListener {
+        &self.socket
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Under the lock still (fields drop after this), so nobody else's file is removed.
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+        let _ = fs::remove_file(lock_path(&self.path));
+    }
+}
+
+fn identity(found: &fs::Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
+}
+
+fn take_lock(path: &Path) -> Result<File, BindError> {
+    let lock_path = lock_path(path);
+    // A holder that ends removes the file: then the lock just taken is on a file without a name, and
+    // the next try makes a fresh one.
+    for _ in 0..100 {
+        let file = platform::open_lock_file(&lock_path).map_err(|error| bind_error(path, error))?;
+        if !platform::try_lock(&file).map_err(|error| bind_error(path, error))? {
+            return Err(BindError::InUse { path: path.to_owned() });
+        }
+        let held = file.metadata().map_err(|error| bind_error(path, error))?;
+        if fs::symlink_metadata(&lock_path).is_ok_and(|named| identity(&named) == identity(&held)) {
+            return Ok(file);
+        }
+    }
+    Err(BindError::InUse { path: path.to_owned() })
+}
+
+/// With the lock held: removes a dead server's socket, refuses anything else that is there.
+fn clear_stale(path: &Path) -> Result<(), BindError> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(bind_error(path, error)),
+        Ok(found) => found,
+    };
+    if !found.file_type().is_socket() {
+        return Err(BindError::FileInTheWay { path: path.to_owned() });
+    }
+    // A server of another kind may listen there without knowing the lock.
+    match UnixStream::connect(path) {
+        Ok(_) => Err(BindError::InUse { path: path.to_owned() }),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|error| bind_error(path, error))
+        }
+        Err(error) => Err(bind_error(path, error)),
+    }
+}
+
+fn bind_error(path: &Path, source: io::Error) -> BindError {
+    let path = path.to_owned();
+    match source.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
+            BindError::NoDirectory { path: directory }
+        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            BindError::NotPermitted { path }
+        }
+        ErrorKind::AddrInUse => BindError::InUse { path },
+        _ => BindError::Io { path, source },
+    }
+}
+
+/// Refuses a path that no socket address can hold, before the system is asked.
+pub(crate) fn check_connect_path(path: &Path) -> Result<(), ConnectError> {
+    let length = path.as_os_str().len();
+    if length > SOCKET_PATH_BYTES {
+        return Err(ConnectError::PathTooLong { path: path.to_owned(), length });
+    }
+    Ok(())
+}
+
+/// Says what a failed `connect` to `path` means.
+pub(crate) fn connect_error(path: &Path, source: io::Error) -> ConnectError {
+    let is_socket = || fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let path_buf = path.to_owned();
+    match source.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => ConnectError::NotFound { path: path_buf },
+        ErrorKind::PermissionDenied => ConnectError::NotPermitted { path: path_buf },
+        ErrorKind::ConnectionRefused if is_socket() => ConnectError::Stale { path: path_buf },
+        ErrorKind::ConnectionRefused => ConnectError::NotASocket { path: path_buf },
+        _ => ConnectError::Io(source),
+    }
+}

@@ -1,0 +1,236 @@
+//! What can go wrong, one enum for each operation.
+
+use std::io;
+use std::path::PathBuf;
+
+pub use lapwing_proto::{Code, PeerMisbehaved, Status, WireError};
+
+use crate::platform::SOCKET_PATH_BYTES;
+
+/// Why an endpoint's path could not be worked out.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The name cannot be a file name.
+    #[error("'{0}' is no endpoint name: use letters, digits, '.', '_' and '-', or give a path")]
+    BadName(String),
+    /// The directory for sockets is not private.
+    #[error(
+        "the directory {path} must belong to you and have mode 0700, but it belongs to uid {uid} \
+         with mode {mode:04o}; change it or give a socket path elsewhere"
+    )]
+    NotPrivate {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The directory could not be made or looked at.
+    #[error("the directory {path} for sockets could not be made: {source}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why a server could not listen.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The path does not fit a socket address.
+    #[error(
+        "the socket path {path} has {length} bytes and may have {SOCKET_PATH_BYTES}; use a shorter one"
+    )]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length, in bytes.
+        length: usize,
+    },
+    /// A live server listens there.
+    #[error("another server is listening on {path}; stop it or use another path")]
+    InUse {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something that is no socket stands there.
+    #[error("{path} exists and is not a socket; move it away or use another path")]
+    FileInTheWay {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The directory is missing.
+    #[error("the directory {path} does not exist; make it or use another path")]
+    NoDirectory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// No right to make the socket or its lock there.
+    #[error("no permission to listen on {path}; use a path in a directory of yours")]
+    NotPermitted {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The endpoint's directory is not fit.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// Anything else the system said.
+    #[error("could not listen on {path}: {source}")]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why a client could not connect.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nothing stands at the path.
+    #[error("nothing listens on {path}: there is no such file; start the server or check the path")]
+    NotFound {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The path does not fit a socket address.
+    #[error(
+        "the socket path {path} has {length} bytes and may have {SOCKET_PATH_BYTES}; use a shorter one"
+    )]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length, in bytes.
+        length: usize,
+    },
+    /// A socket whose server is gone.
+    #[error("nothing listens on {path}: its server is gone; start it again")]
+    Stale {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something that is no socket.
+    #[error("{path} is not a socket; check the path")]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The socket's modes keep this user out.
+    #[error("no permission to connect to {path}; it belongs to another user")]
+    NotPermitted {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The server said no, and why.
+    #[error("the server refused the connection: {sentence}")]
+    Rejected {
+        /// Which of the protocol's errors, if this version knows it.
+        error: Option<WireError>,
+        /// The server's sentence.
+        sentence: String,
+    },
+    /// The server did not answer within the handshake's time.
+    #[error("the server on the other end did not answer the handshake within {seconds} s")]
+    HandshakeTimeout {
+        /// The limit, in seconds.
+        seconds: u64,
+    },
+    /// The server hung up in the middle of the handshake.
+    #[error("the server closed the connection during the handshake; is it shutting down?")]
+    Closed,
+    /// The server broke the protocol.
+    #[error(transparent)]
+    Misbehaved(#[from] PeerMisbehaved),
+    /// A segment or doorbell could not be made, or the server's is not fit.
+    #[error("shared memory could not be set up: {0}")]
+    Segment(#[from] lapwing_shm::SegmentError),
+    /// The endpoint's path could not be worked out.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// Anything else the system said.
+    #[error("could not connect: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Whether a peer that vanished may have executed a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Delivered {
+    /// It never saw it: safe to repeat.
+    Never,
+    /// It may have.
+    Maybe,
+}
+
+/// Why a call brought no reply.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CallError {
+    /// The server answered with an error.
+    #[error(transparent)]
+    Status(#[from] Status),
+    /// The connection ended.
+    #[error("{}", disconnected(*.delivered, .reason))]
+    Disconnected {
+        /// Whether the server may have executed the call.
+        delivered: Delivered,
+        /// Why the connection ended.
+        reason: EndReason,
+    },
+    /// The message is longer than this connection takes.
+    #[error(
+        "a message of {length} bytes is longer than this connection takes ({max}); send it in parts"
+    )]
+    TooLarge {
+        /// Its length, in bytes.
+        length: usize,
+        /// The most, in bytes.
+        max: usize,
+    },
+    /// No such kind: below 0x0100 they belong to the connection.
+    #[error("kind {0:#06x} is not an application's: use 0x0100 to 0xFFFF")]
+    BadKind(u16),
+    /// The server broke the protocol, and the connection was closed for it.
+    #[error(transparent)]
+    Protocol(#[from] PeerMisbehaved),
+}
+
+fn disconnected(delivered: Delivered, reason: &EndReason) -> String {
+    let executed = match delivered {
+        Delivered::Never => "the call was not sent",
+        Delivered::Maybe => "the server may have executed the call",
+    };
+    format!("{reason}; {executed}")
+}
+
+/// Why a connection ended.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum EndReason {
+    /// This side disconnected.
+    #[error("the connection was closed by this side")]
+    ClosedHere,
+    /// The server said goodbye and closed.
+    #[error("the server said goodbye")]
+    Goodbye,
+    /// The server vanished.
+    #[error("the server is gone")]
+    Vanished,
+    /// The server closed the connection and said what this side did wrong.
+    #[error("the server cut the connection: {0}")]
+    Accused(String),
+    /// The server broke the protocol.
+    #[error("{0}")]
+    Misbehaved(PeerMisbehaved),
+    /// The socket failed.
+    #[error("the connection failed: {0}")]
+    Failed(String),
+}
+
+impl EndReason {
+    pub(crate) fn error(&self, delivered: Delivered) -> CallError {
+        match self {
+            EndReason::Misbehaved(peer) => CallError::Protocol(*peer),
+            reason => CallError::Disconnected { delivered, reason: reason.clone() },
+        }
+    }
+}

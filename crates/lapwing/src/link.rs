@@ -1,0 +1,480 @@
+//! The two halves of an open connection, over rings or over the socket, behind one interface.
+//!
+//! Frames are put together and checked in private memory; the transport sees whole frames only.
+
+use std::io::{self, ErrorKind};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use lapwing_proto::{
+    Checksum, FrameError, Header, LimitsGranted, MessageId, PeerMisbehaved, WireError, limits,
+};
+use lapwing_shm::{
+    BadCommit, Bell, Consumer, Doorbell, OwnMemory, PeerMemory, Producer, ReserveError, Sleeper,
+    layout,
+};
+
+use crate::platform;
+
+/// Frames up to this length go out as one contiguous copy; longer ones as header and payload, to
+/// save copying the payload twice.
+const GATHERED_BYTES: usize = 1024;
+
+/// Bytes asked of the socket at a time.
+const SOCKET_READ_BYTES: usize = 16 * 1024;
+
+/// What both sides agreed on in the handshake.
+#[derive(Clone, Debug)]
+pub(crate) struct Agreed {
+    pub(crate) connection_id: u64,
+    pub(crate) limits: LimitsGranted,
+    pub(crate) checksum: Checksum,
+    /// The other side's program, as it says.
+    pub(crate) peer_program: String,
+}
+
+/// An open connection, before it is given to its driver.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) agreed: Agreed,
+    pub(crate) sending: Sending,
+    pub(crate) receiving: Receiving,
+    pub(crate) socket: Arc<UnixStream>,
+    /// With shared memory: this side's sleep word and what wakes it.
+    pub(crate) waking: Option<(Sleeper, Doorbell)>,
+}
+
+/// Shared memory of both sides, checked and mapped.
+#[derive(Debug)]
+pub(crate) struct SharedMemory {
+    pub(crate) own: OwnMemory,
+    pub(crate) own_doorbell: Doorbell,
+    pub(crate) peer: PeerMemory,
+    pub(crate) peer_doorbell: Doorbell,
+}
+
+impl Link {
+    pub(crate) fn new(
+        socket: Arc<UnixStream>,
+        agreed: Agreed,
+        memory: Option<SharedMemory>,
+    ) -> Link {
+        let (out, r#in, waking, out_max, in_max);
+        let message_bytes = agreed.limits.message_bytes;
+        if let Some(memory) = memory {
+            let SharedMemory { own, own_doorbell, peer, peer_doorbell } = memory;
+            let bell = Arc::new(Bell::new(peer.clone(), peer_doorbell));
+            out_max = message_bytes.min(limits::inline_max(own.ring_bytes()));
+            in_max = message_bytes.min(limits::inline_max(peer.ring_bytes()));
+            let producer = Producer::new(own.clone(), peer.clone());
+            out = Out::Ring { producer, bell: Arc::clone(&bell), fresh: false };
+            r#in = In::Ring { consumer: Consumer::new(own.clone(), peer), bell };
+            waking = Some((Sleeper::new(own), own_doorbell));
+        } else {
+            (out_max, in_max) = (message_bytes, message_bytes);
+            out = Out::Socket { socket: Arc::clone(&socket), backlog: Vec::new(), sent: 0 };
+            r#in = In::Socket { socket: Arc::clone(&socket), buffer: Vec::new(), start: 0, end: 0 };
+            waking = None;
+        }
+        let checksum = agreed.checksum;
+        let sending = Sending { out, checksum, payload_max: out_max, scratch: Vec::new() };
+        let receiving = Receiving { r#in, checksum, payload_max: in_max };
+        Link { agreed, sending, receiving, socket, waking }
+    }
+}
+
+/// Why a frame did not go out.
+#[derive(Debug)]
+pub(crate) enum SendError {
+    /// No room now: wait until the peer has read.
+    Full,
+    /// Longer than the connection takes; the most, in bytes.
+    TooLarge(usize),
+    /// The connection is broken.
+    Broken(Broken),
+}
+
+/// Why a connection cannot go on.
+#[derive(Clone, Debug)]
+pub(crate) enum Broken {
+    /// The peer's fault.
+    Misbehaved(PeerMisbehaved),
+    /// The socket ended.
+    Ended,
+    /// The system's.
+    Failed(String),
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Broken {
+        match error.kind() {
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Broken::Ended,
+            _ => Broken::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<BadCommit> for Broken {
+    fn from(error: BadCommit) -> Broken {
+        let detail = match error {
+            BadCommit::Unaligned { .. } => "a commit word is not on a line",
+            BadCommit::Behind { .. } => "a commit word lies behind its record",
+            BadCommit::LapAhead { .. } => "a commit word is more than a lap ahead",
+        };
+        Broken::Misbehaved(PeerMisbehaved { error: WireError::BadRing, detail })
+    }
+}
+
+impl From<FrameError> for Broken {
+    fn from(error: FrameError) -> Broken {
+        Broken::Misbehaved(PeerMisbehaved { error: error.wire_error(), detail: "" })
+    }
+}
+
+/// The sending half. Guarded by a short lock; nobody waits under it.
+#[derive(Debug)]
+pub(crate) struct Sending {
+    out: Out,
+    checksum: Checksum,
+    payload_max: u32,
+    scratch: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Out {
+    Ring {
+        producer: Producer,
+        bell: Arc<Bell<Doorbell>>,
+        /// Published since the bell was last looked at.
+        fresh: bool,
+    },
+    Socket {
+        socket: Arc<UnixStream>,
+        /// The rest of one frame that the socket did not take whole: `backlog[sent..]`.
+        backlog: Vec<u8>,
+        sent: usize,
+    },
+}
+
+impl Sending {
+    /// The longest payload one frame takes, in bytes.
+    pub(crate) fn payload_max(&self) -> usize {
+        self.payload_max as usize
+    }
+
+    /// Sends one frame or none of it. Call [`Sending::flush`] after the last of a batch.
+    #[inline]
+    pub(crate) fn send(&mut self, mut header: Header, payload: &[u8]) -> Result<(), SendError> {
+        if payload.len() > self.payload_max as usize {
+            return Err(SendError::TooLarge(self.payload_max()));
+        }
+        header.length = payload.len() as u32;
+        if payload.len() + Header::BYTES <= GATHERED_BYTES {
+            let mut frame = std::mem::take(&mut self.scratch);
+            frame.clear();
+            frame.extend_from_slice(&header.encode());
+            frame.extend_from_slice(payload);
+            let sent = self.seal_and_push(&mut frame);
+            self.scratch = frame;
+            return sent;
+        }
+        let checksum = self.checksum.of_parts(&header.encode(), payload);
+        let head = Header { checksum, ..header }.encode();
+        match &mut self.out {
+            Out::Ring { producer, fresh, .. } => {
+                producer.push_parts(&head, payload)?;
+                *fresh = true;
+                Ok(())
+            }
+            Out::Socket { .. } => {
+                let mut frame = Vec::with_capacity(head.len() + payload.len());
+                frame.extend_from_slice(&head);
+                frame.extend_from_slice(payload);
+                self.push(&frame)
+            }
+        }
+    }
+
+    /// As [`Sending::send`], of a frame whose first 24 bytes are kept free for the header.
+    #[inline]
+    pub(crate) fn send_in_place(
+        &mut self,
+        mut header: Header,
+        frame: &mut [u8],
+    ) -> Result<(), SendError> {
+        let length = frame.len() - Header::BYTES;
+        if length > self.payload_max as usize {
+            return Err(SendError::TooLarge(self.payload_max()));
+        }
+        header.length = length as u32;
+        frame[..Header::BYTES].copy_from_slice(&header.encode());
+        self.seal_and_push(frame)
+    }
+
+    #[inline]
+    fn seal_and_push(&mut self, frame: &mut [u8]) -> Result<(), SendError> {
+        self.checksum.seal(frame);
+        self.push(frame)
+    }
+
+    #[inline]
+    fn push(&mut self, frame: &[u8]) -> Result<(), SendError> {
+        match &mut self.out {
+            Out::Ring { producer, fresh, .. } => {
+                producer.push(frame)?;
+                *fresh = true;
+                Ok(())
+            }
+            Out::Socket { socket, backlog, sent } => send_on_socket(socket, backlog, sent, frame),
+        }
+    }
+
+    /// Wakes the peer if it sleeps and something was sent since; on a socket, sends what is left
+    /// over if it takes more. Once for a batch.
+    #[inline]
+    pub(crate) fn flush(&mut self) -> Result<(), Broken> {
+        match &mut self.out {
+            Out::Ring { bell, fresh, .. } => {
+                if std::mem::take(fresh) {
+                    bell.ring_if_asleep()?;
+                }
+                Ok(())
+            }
+            Out::Socket { socket, backlog, sent } => drain_backlog(socket, backlog, sent).map(drop),
+        }
+    }
+
+    /// Whether a payload of this length would go out now.
+    pub(crate) fn has_room(&mut self, payload_bytes: usize) -> Result<bool, Broken> {
+        match &mut self.out {
+            Out::Ring { producer, .. } => match producer.has_room(Header::BYTES + payload_bytes) {
+                Ok(room) => Ok(room),
+                // Sending it will say so.
+                Err(ReserveError::TooLong { .. }) => Ok(true),
+                Err(error) => Err(broken_ring(error)),
+            },
+            Out::Socket { socket, backlog, sent } => drain_backlog(socket, backlog, sent),
+        }
+    }
+
+    /// Whether the socket should be watched for room.
+    pub(crate) fn has_backlog(&self) -> bool {
+        matches!(&self.out, Out::Socket { backlog, .. } if !backlog.is_empty())
+    }
+}
+
+impl From<ReserveError> for SendError {
+    fn from(error: ReserveError) -> SendError {
+        match error {
+            ReserveError::Full => SendError::Full,
+            ReserveError::TooLong { max, .. } => SendError::TooLarge(max - Header::BYTES),
+            ReserveError::BadConsumed { .. } => SendError::Broken(broken_ring(error)),
+        }
+    }
+}
+
+fn broken_ring(_: ReserveError) -> Broken {
+    let detail = "the position it says it has read to is impossible";
+    Broken::Misbehaved(PeerMisbehaved { error: WireError::BadRing, detail })
+}
+
+/// Sends `frame`; what the socket does not take of it becomes the backlog.
+fn send_on_socket(
+    socket: &UnixStream,
+    backlog: &mut Vec<u8>,
+    sent: &mut usize,
+    frame: &[u8],
+) -> Result<(), SendError> {
+    if !drain_backlog(socket, backlog, sent).map_err(SendError::Broken)? {
+        return Err(SendError::Full);
+    }
+    let taken = match platform::send(socket, frame) {
+        Ok(taken) => taken,
+        Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(SendError::Full),
+        Err(error) if error.kind() == ErrorKind::Interrupted => 0,
+        Err(error) => return Err(SendError::Broken(error.into())),
+    };
+    if taken < frame.len() {
+        backlog.extend_from_slice(&frame[taken..]);
+    }
+    Ok(())
+}
+
+/// Sends of the backlog what the socket takes; whether it is all gone.
+fn drain_backlog(
+    socket: &UnixStream,
+    backlog: &mut Vec<u8>,
+    sent: &mut usize,
+) -> Result<bool, Broken> {
+    while *sent < backlog.len() {
+        match platform::send(socket, &backlog[*sent..]) {
+            Ok(taken) => *sent += taken,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if !backlog.is_empty() {
+        *backlog = Vec::new();
+        *sent = 0;
+    }
+    Ok(true)
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub(crate) struct Receiving {
+    r#in: In,
+    checksum: Checksum,
+    payload_max: u32,
+}
+
+#[derive(Debug)]
+enum In {
+    Ring {
+        consumer: Consumer,
+        bell: Arc<Bell<Doorbell>>,
+    },
+    Socket {
+        socket: Arc<UnixStream>,
+        /// Bytes read and not yet taken: `buffer[start..end]`.
+        buffer: Vec<u8>,
+        start: usize,
+        end: usize,
+    },
+}
+
+impl Receiving {
+    /// Takes the next whole frame into `frame` (header and payload), checked; `None` when there is
+    /// none yet.
+    #[inline]
+    pub(crate) fn next(&mut self, frame: &mut Vec<u8>) -> Result<Option<Header>, Broken> {
+        frame.clear();
+        let header = match &mut self.r#in {
+            In::Ring { consumer, bell } => take_record(consumer, bell, self.payload_max, frame)?,
+            In::Socket { socket, buffer, start, end } => {
+                take_from_socket(socket, buffer, start, end, self.payload_max, frame)?
+            }
+        };
+        if header.is_some() {
+            self.checksum.check_in_place(frame)?;
+        }
+        Ok(header)
+    }
+
+    /// Whether [`Receiving::next`] has something to look at: one load, on a ring.
+    #[inline]
+    pub(crate) fn is_ready(&self) -> bool {
+        match &self.r#in {
+            In::Ring { consumer, .. } => consumer.has_record(),
+            In::Socket { .. } => false,
+        }
+    }
+
+    /// Before sleeping: tells the peer how far this side has read, and wakes it if it waits for
+    /// that.
+    pub(crate) fn publish(&mut self) -> Result<(), Broken> {
+        if let In::Ring { consumer, bell } = &mut self.r#in
+            && consumer.publish()
+        {
+            bell.ring_if_asleep()?;
+        }
+        Ok(())
+    }
+
+    /// Gives memory back that only busy connections need.
+    pub(crate) fn shrink(&mut self) {
+        if let In::Socket { buffer, start, end, .. } = &mut self.r#in
+            && start == end
+        {
+            *buffer = Vec::new();
+            (*start, *end) = (0, 0);
+        }
+    }
+}
+
+#[inline]
+fn take_record(
+    consumer: &mut Consumer,
+    bell: &Bell<Doorbell>,
+    payload_max: u32,
+    frame: &mut Vec<u8>,
+) -> Result<Option<Header>, Broken> {
+    let Some(record) = consumer.peek()? else {
+        return Ok(None);
+    };
+    let span = record.span();
+    if span > layout::record_span(Header::BYTES + payload_max as usize) {
+        let error = WireError::FrameTooLong;
+        return Err(Broken::Misbehaved(PeerMisbehaved { error, detail: "a record is too long" }));
+    }
+    // One copy of all that the record can hold, then only the copy is looked at.
+    record.append(0, record.body_bytes_max(), frame);
+    let head = frame.first_chunk().expect("a record has room for a header");
+    let header = Header::decode(head, payload_max)?;
+    let length = Header::BYTES + header.length as usize;
+    if layout::record_span(length) != span {
+        let detail = "a commit word disagrees with its frame's length";
+        return Err(Broken::Misbehaved(PeerMisbehaved { error: WireError::BadRing, detail }));
+    }
+    frame.truncate(length);
+    if record.release() {
+        bell.ring_if_asleep()?;
+    }
+    Ok(Some(header))
+}
+
+fn take_from_socket(
+    socket: &UnixStream,
+    buffer: &mut Vec<u8>,
+    start: &mut usize,
+    end: &mut usize,
+    payload_max: u32,
+    frame: &mut Vec<u8>,
+) -> Result<Option<Header>, Broken> {
+    loop {
+        let here = &buffer[*start..*end];
+        let mut wanted = Header::BYTES;
+        if let Some(head) = here.first_chunk() {
+            let header = Header::decode(head, payload_max)?;
+            wanted += header.length as usize;
+            if here.len() >= wanted {
+                frame.extend_from_slice(&here[..wanted]);
+                *start += wanted;
+                return Ok(Some(header));
+            }
+        }
+        // Move the beginning of the frame to the front and make room for the rest of it.
+        buffer.copy_within(*start..*end, 0);
+        *end -= *start;
+        *start = 0;
+        // Grow by what has come, not by what the header claims: a peer that announces much and
+        // sends nothing costs nothing.
+        let room = wanted.min(2 * *end).max(SOCKET_READ_BYTES);
+        if buffer.len() < room {
+            buffer.resize(room, 0);
+        }
+        match platform::receive(socket, &mut buffer[*end..]) {
+            Ok(0) if *end == 0 => return Err(Broken::Ended),
+            Ok(0) => return Err(FrameError::Truncated { length: *end, needed: wanted }.into()),
+            Ok(got) => *end += got,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The header of a frame that belongs to the connection, such as Goodbye.
+pub(crate) fn connection_header(kind: lapwing_proto::Kind) -> Header {
+    Header::connection(kind, 0)
+}
+
+/// The header of a frame of one call; the length and checksum are filled in when it is sent.
+pub(crate) fn call_header(
+    flags: lapwing_proto::Flags,
+    kind: lapwing_proto::Kind,
+    id: MessageId,
+) -> Header {
+    Header { flags, kind, length: 0, id, checksum: 0 }
+}

@@ -1,0 +1,79 @@
+//! Names and numbers of methods, and what a connection agreed on.
+
+use lapwing_proto::{Checksum, Description, MessageError, MethodShape, PeerMisbehaved, WireError};
+
+use crate::client::Core;
+use crate::error::CallError;
+
+/// The kind of a server's bytes route: what [`IpcClient::send_bytes`](crate::IpcClient::send_bytes)
+/// calls.
+pub const BYTES: u16 = 0x0400;
+
+/// A method that a server has, as it describes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Method {
+    /// Its kind: what `call_raw` takes.
+    pub kind: u16,
+    /// Its name, at most 128 bytes.
+    pub name: String,
+    /// Whether a call of it is answered. Streams come later.
+    pub shape: Shape,
+}
+
+/// How a method is called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shape {
+    /// One request, one reply.
+    Unary,
+    /// One message, no reply.
+    OneWay,
+    /// More than one item in one direction at least: not callable with this version.
+    Stream,
+}
+
+/// What the two sides of a connection agreed on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Agreement {
+    /// The server's number for this connection.
+    pub connection_id: u64,
+    /// The server's program, as it says.
+    pub server_program: String,
+    /// Whether frames go through shared memory.
+    pub shared_memory: bool,
+    /// The name of the checksum on each frame: `crc32c`, `crc32` or `off`.
+    pub checksum: &'static str,
+    /// The longest request, in bytes.
+    pub request_bytes: usize,
+    /// Calls that may be in flight at once.
+    pub calls_in_flight: u32,
+}
+
+pub(crate) fn agreement(core: &Core) -> Agreement {
+    let agreed = &core.agreed;
+    Agreement {
+        connection_id: agreed.connection_id,
+        server_program: agreed.peer_program.clone(),
+        shared_memory: core.doorbell.is_some(),
+        checksum: Checksum::name(agreed.checksum),
+        request_bytes: crate::client::lock(&core.outbox).sending.payload_max(),
+        calls_in_flight: agreed.limits.calls_in_flight,
+    }
+}
+
+pub(crate) fn from_description(
+    description: Result<Description, MessageError>,
+) -> Result<Vec<Method>, CallError> {
+    let description = description.map_err(|_| PeerMisbehaved {
+        error: WireError::BadMessage,
+        detail: "its description cannot be read",
+    })?;
+    let shape = |shape| match shape {
+        MethodShape::Unary => Shape::Unary,
+        MethodShape::OneWay => Shape::OneWay,
+        MethodShape::ServerStream | MethodShape::ClientStream | MethodShape::Duplex => {
+            Shape::Stream
+        }
+    };
+    let methods = description.methods.into_iter();
+    Ok(methods.map(|m| Method { kind: m.kind, name: m.name, shape: shape(m.shape) }).collect())
+}

@@ -1,0 +1,136 @@
+//! What `lapwing` asks of the system beyond `std` and `lapwing-shm`: peer credentials, sockets with
+//! file descriptors, modes and locks. The one module of this crate that a port replaces.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    sockopt,
+};
+
+use crate::peer::PeerCredentials;
+
+/// The longest path a Unix socket can have, in bytes (`sun_path` less its ending zero).
+pub(crate) const SOCKET_PATH_BYTES: usize = 107;
+
+/// File descriptors a control message may carry before it counts as truncated. Two are expected;
+/// the rest of the room is there to see surplus ones and close them.
+const DESCRIPTORS_SEEN: usize = 4;
+
+/// Connections the kernel queues before `connect` waits.
+const BACKLOG: i32 = 1024;
+
+pub(crate) fn peer_credentials(socket: &UnixStream) -> io::Result<PeerCredentials> {
+    let found = sockopt::socket_peercred(socket)?;
+    Ok(PeerCredentials {
+        uid: found.uid.as_raw(),
+        gid: found.gid.as_raw(),
+        pid: found.pid.as_raw_nonzero().get(),
+    })
+}
+
+/// The user this process acts as.
+pub(crate) fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Binds and listens, with the socket file readable and writable by its owner alone from its first
+/// instant: Linux gives the file the mode of the unbound socket, less the umask, so no other thread's
+/// umask is touched.
+pub(crate) fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
+}
+
+/// Opens (or makes, mode 0600) a lock file without following a symbolic link.
+pub(crate) fn open_lock_file(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?))
+}
+
+/// Takes the advisory lock; `false` when another process holds it.
+pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// Sends `bytes` with `descriptors` attached to the first byte, without waiting and without SIGPIPE.
+pub(crate) fn send_with_descriptors(
+    socket: &UnixStream,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_SEEN))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("too many file descriptors for one message"));
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    Ok(rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?)
+}
+
+/// What one receive brought.
+pub(crate) struct Received {
+    pub(crate) bytes: usize,
+    /// The control message had more descriptors than there was room for; the kernel closed those.
+    pub(crate) truncated: bool,
+}
+
+/// Receives without waiting; descriptors are close-on-exec and appended to `descriptors`.
+pub(crate) fn receive_with_descriptors(
+    socket: &UnixStream,
+    into: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+) -> io::Result<Received> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_SEEN))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let got = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(into)], &mut control, flags)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            descriptors.extend(fds);
+        }
+    }
+    Ok(Received { bytes: got.bytes, truncated: got.flags.contains(ReturnFlags::CTRUNC) })
+}
+
+/// Sends without waiting and without SIGPIPE.
+pub(crate) fn send(socket: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
+    Ok(rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
+}
+
+/// Receives without waiting. Descriptors that come along are closed by the kernel.
+pub(crate) fn receive(socket: &UnixStream, into: &mut [u8]) -> io::Result<usize> {
+    let (bytes, _) = rustix::net::recv(socket, into, RecvFlags::DONTWAIT)?;
+    Ok(bytes)
+}
+
+/// Waits until `socket` can be read, for at most `limit`; `false` when the time is over.
+pub(crate) fn wait_readable(socket: &UnixStream, limit: std::time::Duration) -> io::Result<bool> {
+    let poller = lapwing_shm::Poller::new(None, socket.as_fd())?;
+    let deadline = std::time::Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        if poller.wait(Some(left))?.socket {
+            return Ok(true);
+        }
+        if left.is_zero() {
+            return Ok(false);
+        }
+    }
+}

@@ -1,0 +1,690 @@
+//! One connection of a server: its task, its replies, its end.
+
+use std::collections::HashSet;
+use std::future::poll_fn;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use lapwing_proto::{Flags, Goodbye, Header, Kind, PeerMisbehaved, Status, WireError, limits};
+use lapwing_shm::{Doorbell, SPIN_BOUND, Sleeper, Spin, Spinner};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::handler::{Caller, Handler, Panicked, Request, Running, run_inline};
+use super::router::Route;
+use super::stats::Tally;
+use super::{Phase, Shared};
+use crate::client::{LINGER, lock};
+use crate::link::{Broken, Link, Receiving, SendError, Sending, call_header, connection_header};
+use crate::payload::{BufferPool, Payload};
+use crate::platform;
+use crate::waking::{Bells, yield_to_others};
+
+/// Frames handled before other tasks of the runtime get their turn.
+const FRAMES_PER_TURN: usize = 128;
+
+/// How long a connection looks in place before others get their turn.
+const LOOK_IN_PLACE: Duration = Duration::from_micros(4);
+
+/// What the task of a connection and its running calls share.
+#[derive(Debug)]
+pub(crate) struct Out {
+    outbox: Mutex<Outbox>,
+}
+
+#[derive(Debug)]
+struct Outbox {
+    sending: Sending,
+    /// Ids of calls that are running in tasks of their own.
+    running: HashSet<u64>,
+    /// One-way messages whose handlers are running in tasks of their own.
+    running_oneway: usize,
+    /// Replies that wait for this many bytes of room.
+    waiting: Vec<(usize, Waker)>,
+    tally: Tally,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    Closed,
+    Vanished,
+    Misbehaved(PeerMisbehaved),
+}
+
+/// The task of one connection.
+pub(crate) struct Connection {
+    shared: Arc<Shared>,
+    caller: Arc<Caller>,
+    out: Arc<Out>,
+    receiving: Receiving,
+    frame: Vec<u8>,
+    reply: Vec<u8>,
+    pool: Arc<BufferPool>,
+    socket: Arc<UnixStream>,
+    doorbell: Option<Arc<Doorbell>>,
+    sleeper: Option<Sleeper>,
+    spinner: Spinner,
+    bells: Bells,
+    calls: JoinSet<()>,
+    calls_in_flight: usize,
+    phase: watch::Receiver<Phase>,
+    /// The client said goodbye: its closing the socket is the end as planned.
+    peer_left: bool,
+    /// This side said goodbye.
+    leaving: bool,
+}
+
+/// What looking in place came to.
+enum Looked {
+    Found,
+    GoOn,
+    Glance,
+    Sleep,
+}
+
+/// What handling frames came to.
+enum Progress {
+    Frames,
+    Nothing,
+    /// A reply did not go out for want of room; it is in `reply`.
+    Blocked(Header),
+    /// As many one-way messages are being handled as there may be.
+    Saturated,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        caller: Caller,
+        link: Link,
+        phase: watch::Receiver<Phase>,
+    ) -> std::io::Result<Connection> {
+        let Link { agreed, sending, receiving, socket, waking } = link;
+        let (sleeper, doorbell) = waking.unzip();
+        let doorbell = doorbell.map(Arc::new);
+        let bells = Bells::new(&socket, doorbell.as_ref())?;
+        let outbox = Outbox {
+            sending,
+            running: HashSet::new(),
+            running_oneway: 0,
+            waiting: Vec::new(),
+            tally: Tally { accepted: 1, ..Tally::default() },
+        };
+        Ok(Connection {
+            spinner: Spinner::new(shared.spin),
+            shared,
+            caller: Arc::new(caller),
+            out: Arc::new(Out { outbox: Mutex::new(outbox) }),
+            receiving,
+            frame: Vec::new(),
+            reply: Vec::new(),
+            pool: Arc::default(),
+            socket,
+            doorbell,
+            sleeper,
+            bells,
+            calls: JoinSet::new(),
+            calls_in_flight: agreed.limits.calls_in_flight as usize,
+            phase,
+            peer_left: false,
+            leaving: false,
+        })
+    }
+
+    /// Serves until the end, then cleans up.
+    pub(crate) async fn run(mut self) -> End {
+        let end = match self.serve().await {
+            Ok(()) => End::Closed,
+            Err(Broken::Ended) if self.peer_left || self.leaving => End::Closed,
+            Err(Broken::Misbehaved(peer)) => {
+                self.accuse(&peer);
+                End::Misbehaved(peer)
+            }
+            Err(Broken::Ended | Broken::Failed(_)) => End::Vanished,
+        };
+        // Handlers of a connection that is gone are dropped at their next await.
+        self.calls.shutdown().await;
+        let _ = self.socket.shutdown(Shutdown::Both);
+        let mut outbox = lock(&self.out.outbox);
+        match end {
+            End::Closed => outbox.tally.closed += 1,
+            End::Vanished => outbox.tally.vanished += 1,
+            End::Misbehaved(_) => outbox.tally.misbehaved += 1,
+        }
+        self.shared.totals.add(&mut outbox.tally);
+        drop(outbox);
+        end
+    }
+
+    async fn serve(&mut self) -> Result<(), Broken> {
+        let mut quiet_since: Option<Instant> = None;
+        loop {
+            let progress = poll_fn(|cx| Poll::Ready(self.handle_frames(cx))).await?;
+            match progress {
+                Progress::Frames => {
+                    quiet_since = None;
+                    yield_to_others().await;
+                    continue;
+                }
+                Progress::Blocked(header) => {
+                    self.send_blocked(header).await?;
+                    continue;
+                }
+                Progress::Saturated => {
+                    self.wait().await?;
+                    continue;
+                }
+                Progress::Nothing => {}
+            }
+            if self.is_drained() {
+                return Ok(());
+            }
+            match self.look(&mut quiet_since) {
+                Looked::Found => {}
+                Looked::GoOn => yield_to_others().await,
+                Looked::Glance => self.glance().await?,
+                Looked::Sleep => self.sleep().await?,
+            }
+        }
+    }
+
+    /// Looks in place for a moment, and says what to do then. `quiet_since` is since when nothing
+    /// came.
+    fn look(&mut self, quiet_since: &mut Option<Instant>) -> Looked {
+        let receiving = &self.receiving;
+        if self.doorbell.is_none() || !self.spinner.is_warm() {
+            *quiet_since = None;
+            return Looked::Sleep;
+        }
+        if let Some(sleeper) = &mut self.sleeper {
+            sleeper.disarm();
+        }
+        if self.spinner.spin(LOOK_IN_PLACE, || receiving.is_ready()) {
+            *quiet_since = None;
+            return Looked::Found;
+        }
+        let quiet = quiet_since.get_or_insert_with(Instant::now).elapsed();
+        if quiet < SPIN_BOUND {
+            return Looked::GoOn;
+        }
+        if self.spinner.policy() != Spin::Always {
+            *quiet_since = None;
+            return Looked::Sleep;
+        }
+        if quiet < LINGER {
+            return Looked::GoOn;
+        }
+        *quiet_since = None;
+        Looked::Glance
+    }
+
+    /// One that never sleeps looks at what else may have happened, now and then.
+    async fn glance(&mut self) -> Result<(), Broken> {
+        self.receiving.publish()?;
+        self.shared.totals.add(&mut lock(&self.out.outbox).tally);
+        self.out.offer_room()?;
+        tokio::select! {
+            biased;
+            waited = self.wait() => waited,
+            () = std::future::ready(()) => Ok(()),
+        }
+    }
+
+    /// Arms, looks once more, sleeps until something comes.
+    async fn sleep(&mut self) -> Result<(), Broken> {
+        self.receiving.publish()?;
+        self.receiving.shrink();
+        if let Some(sleeper) = &mut self.sleeper {
+            sleeper.arm();
+        }
+        self.shared.totals.add(&mut lock(&self.out.outbox).tally);
+        if self.receiving.is_ready() || self.out.offer_room()? {
+            return Ok(());
+        }
+        let since = Instant::now();
+        self.wait().await?;
+        self.spinner.slept(since.elapsed());
+        Ok(())
+    }
+
+    /// Sleeps until the doorbell, the socket, a finished call, or the server's end.
+    async fn wait(&mut self) -> Result<(), Broken> {
+        let writable = lock(&self.out.outbox).sending.has_backlog();
+        let leaving = self.leaving;
+        tokio::select! {
+            biased;
+            woken = self.bells.wait(writable) => {
+                if woken? && self.doorbell.is_some() {
+                    self.look_at_socket()?;
+                }
+            }
+            _ = self.calls.join_next(), if !self.calls.is_empty() => {}
+            _ = self.phase.changed(), if !leaving => {
+                self.leaving = true;
+                self.say_goodbye();
+            }
+        }
+        Ok(())
+    }
+
+    /// With shared memory the socket carries nothing but the peer's end.
+    fn look_at_socket(&mut self) -> Result<(), Broken> {
+        match platform::receive(&self.socket, &mut [0]) {
+            Ok(0) => Err(Broken::Ended),
+            Ok(_) => {
+                let detail = "bytes came on the socket of a shared-memory connection";
+                Err(misbehaved(WireError::UnexpectedMessage, detail))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn say_goodbye(&self) {
+        let payload = Goodbye::new(WireError::NoError, "the server is stopping").encode();
+        let mut outbox = lock(&self.out.outbox);
+        // A full ring keeps the word back; the closing of the socket says it, too.
+        let _ = outbox.sending.send(connection_header(Kind::GOODBYE), &payload);
+        let _ = outbox.sending.flush();
+    }
+
+    fn accuse(&self, peer: &PeerMisbehaved) {
+        let payload = Goodbye::new(peer.error, &peer.to_string()).encode();
+        let mut outbox = lock(&self.out.outbox);
+        let _ = outbox.sending.send(connection_header(Kind::GOODBYE), &payload);
+        let _ = outbox.sending.flush();
+    }
+
+    /// Whether an orderly end has come: one side said goodbye, and nothing is left to do.
+    fn is_drained(&self) -> bool {
+        let quiet = || {
+            let outbox = lock(&self.out.outbox);
+            outbox.waiting.is_empty() && !outbox.sending.has_backlog()
+        };
+        (self.leaving || self.peer_left) && self.calls.is_empty() && quiet()
+    }
+
+    /// Handles what is here, up to a turn's worth, and looks at the peer's bell once.
+    fn handle_frames(&mut self, cx: &mut Context<'_>) -> Result<Progress, Broken> {
+        let shared = Arc::clone(&self.shared);
+        let mut progress = Progress::Nothing;
+        for _ in 0..FRAMES_PER_TURN {
+            if self.calls.len() >= self.calls_in_flight && self.is_saturated() {
+                progress = Progress::Saturated;
+                break;
+            }
+            let Some(header) = self.receiving.next(&mut self.frame)? else {
+                break;
+            };
+            progress = Progress::Frames;
+            if let Some(blocked) = self.handle(&shared, cx, &header)? {
+                progress = Progress::Blocked(blocked);
+                break;
+            }
+        }
+        if !matches!(progress, Progress::Nothing) {
+            lock(&self.out.outbox).sending.flush()?;
+            while self.calls.try_join_next().is_some() {}
+        }
+        Ok(progress)
+    }
+
+    fn is_saturated(&self) -> bool {
+        lock(&self.out.outbox).running_oneway >= self.calls_in_flight
+    }
+
+    /// Handles one frame. A header that comes back is of a reply that found no room.
+    #[inline]
+    fn handle(
+        &mut self,
+        shared: &Shared,
+        cx: &mut Context<'_>,
+        header: &Header,
+    ) -> Result<Option<Header>, Broken> {
+        let flags = header.flags;
+        if flags.intersects(UNSUPPORTED) {
+            return Err(misbehaved(WireError::BadFlags, "a flag that was not agreed on"));
+        }
+        if flags.is_response() {
+            return Err(misbehaved(WireError::UnknownCall, "this side makes no calls"));
+        }
+        if header.kind.is_connection() {
+            return self.handle_connection_frame(header);
+        }
+        let Some(route) = shared.router.find(header.kind) else {
+            let status = Status::unimplemented(format!("there is no method {}", header.kind));
+            return self.fail(header, &status);
+        };
+        if self.leaving && flags.is_request() {
+            return self.fail(header, &Status::unavailable("the server is stopping"));
+        }
+        match &route.handler {
+            Handler::Inline(handler) => {
+                let payload = &self.frame[Header::BYTES..];
+                let ran = run_inline(handler, &self.caller, payload, &mut self.reply);
+                match ran {
+                    Ok(Ok(())) => self.answer(header),
+                    Ok(Err(status)) => self.fail(header, &status),
+                    Err(Panicked) => self.fail_for_panic(header, route),
+                }
+            }
+            Handler::Async(handler) => {
+                let request = Request {
+                    kind: header.kind.number(),
+                    payload: Payload::take_from(&mut self.frame, &self.pool),
+                    caller: Arc::clone(&self.caller),
+                    reply_bytes_max: lock(&self.out.outbox).sending.payload_max(),
+                };
+                let begun = handler.begin(request).map(|mut call| (call.poll(cx), call));
+                match begun {
+                    Ok((Poll::Ready(ended), call)) => {
+                        self.finish_at_once(header, route, ended, call)
+                    }
+                    Ok((Poll::Pending, call)) => self.go_on_alone(header, call),
+                    Err(Panicked) => self.fail_for_panic(header, route),
+                }
+            }
+        }
+    }
+
+    /// An async handler that was done at its first poll: no task, no allocation.
+    fn finish_at_once(
+        &mut self,
+        header: &Header,
+        route: &Route,
+        ended: Result<Result<Payload, Status>, Panicked>,
+        mut call: Box<dyn Running>,
+    ) -> Result<Option<Header>, Broken> {
+        let given_back = call.set(None);
+        if let (Ok(()), Handler::Async(handler)) = (given_back, &route.handler) {
+            handler.give_back(call);
+        }
+        match ended {
+            Ok(Ok(payload)) => {
+                self.reply.clear();
+                self.reply.resize(Header::BYTES, 0);
+                self.reply.extend_from_slice(&payload);
+                self.answer(header)
+            }
+            Ok(Err(status)) => self.fail(header, &status),
+            Err(Panicked) => self.fail_for_panic(header, route),
+        }
+    }
+
+    /// Gives a call that waits a task of its own.
+    fn go_on_alone(
+        &mut self,
+        header: &Header,
+        mut call: Box<dyn Running>,
+    ) -> Result<Option<Header>, Broken> {
+        let is_request = header.flags.is_request();
+        {
+            let mut outbox = lock(&self.out.outbox);
+            tally_received(&mut outbox.tally, header);
+            if !is_request {
+                outbox.running_oneway += 1;
+            } else if outbox.running.len() >= self.calls_in_flight {
+                return Err(misbehaved(WireError::TooManyCalls, ""));
+            } else if !outbox.running.insert(header.id.get()) {
+                return Err(misbehaved(WireError::BadId, "a request has the id of a running one"));
+            }
+        }
+        let (shared, out, header) = (Arc::clone(&self.shared), Arc::clone(&self.out), *header);
+        self.calls.spawn(async move {
+            let ended = poll_fn(|cx| call.poll(cx)).await;
+            let route = shared.router.find(header.kind).expect("routes do not change");
+            if let (Ok(()), Handler::Async(handler)) = (call.set(None), &route.handler) {
+                handler.give_back(call);
+            }
+            out.finish(&header, route, ended).await;
+        });
+        Ok(None)
+    }
+
+    /// Sends the reply that stands in `reply`, if one is expected.
+    #[inline]
+    fn answer(&mut self, header: &Header) -> Result<Option<Header>, Broken> {
+        let mut outbox = lock(&self.out.outbox);
+        tally_received(&mut outbox.tally, header);
+        if !header.flags.is_request() {
+            return Ok(None);
+        }
+        let response = call_header(Flags::RESPONSE, response_kind(header.kind), header.id);
+        let bytes = self.reply.len() - Header::BYTES;
+        match outbox.sending.send_in_place(response, &mut self.reply) {
+            Ok(()) => {
+                outbox.tally.sent += 1;
+                outbox.tally.sent_bytes += bytes as u64;
+                Ok(None)
+            }
+            Err(SendError::Full) => Ok(Some(response)),
+            Err(SendError::TooLarge(max)) => {
+                drop(outbox);
+                self.fail_again(header, &too_large(bytes, max))
+            }
+            Err(SendError::Broken(broken)) => Err(broken),
+        }
+    }
+
+    #[cold]
+    fn fail(&mut self, header: &Header, status: &Status) -> Result<Option<Header>, Broken> {
+        tally_received(&mut lock(&self.out.outbox).tally, header);
+        self.fail_again(header, status)
+    }
+
+    /// As `fail`, for a frame that has been counted.
+    fn fail_again(&mut self, header: &Header, status: &Status) -> Result<Option<Header>, Broken> {
+        let mut outbox = lock(&self.out.outbox);
+        if !header.flags.is_request() {
+            outbox.tally.dropped += 1;
+            return Ok(None);
+        }
+        outbox.tally.errors += 1;
+        let flags = Flags::RESPONSE | Flags::ERROR;
+        let response = call_header(flags, response_kind(header.kind), header.id);
+        self.reply.clear();
+        self.reply.resize(Header::BYTES, 0);
+        self.reply.extend_from_slice(&status.encode());
+        match outbox.sending.send_in_place(response, &mut self.reply) {
+            Ok(()) => {
+                outbox.tally.sent += 1;
+                Ok(None)
+            }
+            Err(SendError::Full) => Ok(Some(response)),
+            // A status is within 4 KiB and details; one that still does not fit loses its details.
+            Err(SendError::TooLarge(_)) => {
+                drop(outbox);
+                self.fail_again(header, &Status::new(status.code, ""))
+            }
+            Err(SendError::Broken(broken)) => Err(broken),
+        }
+    }
+
+    #[cold]
+    fn fail_for_panic(&mut self, header: &Header, route: &Route) -> Result<Option<Header>, Broken> {
+        lock(&self.out.outbox).tally.panics += 1;
+        tracing::error!(method = route.name, "a handler panicked");
+        self.fail(header, &panic_status(route))
+    }
+
+    fn handle_connection_frame(&mut self, header: &Header) -> Result<Option<Header>, Broken> {
+        match (header.kind, header.flags.is_request()) {
+            (Kind::PING, true) => {
+                let payload = &self.frame[Header::BYTES..];
+                if payload.len() > limits::PING_PAYLOAD_BYTES as usize {
+                    return Err(misbehaved(
+                        WireError::FrameTooLong,
+                        "a Ping carries 64 bytes at most",
+                    ));
+                }
+                self.reply.clear();
+                self.reply.extend_from_slice(&self.frame);
+                self.answer(header)
+            }
+            (Kind::DESCRIBE, true) => {
+                self.reply.clear();
+                self.reply.resize(Header::BYTES, 0);
+                self.reply.extend_from_slice(&self.shared.router.describe().encode());
+                self.answer(header)
+            }
+            (Kind::GOODBYE, false) => {
+                tally_received(&mut lock(&self.out.outbox).tally, header);
+                self.peer_left = true;
+                Ok(None)
+            }
+            (Kind::HELLO | Kind::HELLO_ACK | Kind::HELLO_REJECT, _) => {
+                Err(misbehaved(WireError::UnexpectedMessage, "the handshake is over"))
+            }
+            _ => {
+                let status = Status::unimplemented(format!("{} is not understood", header.kind));
+                self.fail(header, &status)
+            }
+        }
+    }
+
+    /// Waits for room for the reply in `reply`. Nothing more is read from the peer meanwhile: its own
+    /// slowness in reading is what stops it.
+    async fn send_blocked(&mut self, response: Header) -> Result<(), Broken> {
+        let bytes = self.reply.len() - Header::BYTES;
+        loop {
+            {
+                let mut outbox = lock(&self.out.outbox);
+                match outbox.sending.send_in_place(response, &mut self.reply) {
+                    Ok(()) => {
+                        outbox.tally.sent += 1;
+                        outbox.tally.sent_bytes += bytes as u64;
+                        return outbox.sending.flush();
+                    }
+                    Err(SendError::Full) => {}
+                    Err(SendError::TooLarge(_)) => unreachable!("it was found to fit before"),
+                    Err(SendError::Broken(broken)) => return Err(broken),
+                }
+            }
+            self.receiving.publish()?;
+            if let Some(sleeper) = &mut self.sleeper {
+                sleeper.arm();
+            }
+            if !lock(&self.out.outbox).sending.has_room(bytes)? {
+                self.wait().await?;
+            }
+            self.out.offer_room()?;
+        }
+    }
+}
+
+/// Flags that need something this version has not agreed on.
+const UNSUPPORTED: Flags = Flags::COMPRESSED.union(Flags::STREAM).union(Flags::EXTENDED);
+
+fn misbehaved(error: WireError, detail: &'static str) -> Broken {
+    Broken::Misbehaved(PeerMisbehaved { error, detail })
+}
+
+fn response_kind(kind: Kind) -> Kind {
+    if kind == Kind::PING { Kind::PONG } else { kind }
+}
+
+fn too_large(bytes: usize, max: usize) -> Status {
+    let message =
+        format!("the reply has {bytes} bytes, and this connection takes {max}; ask for less");
+    Status::resource_exhausted(message)
+}
+
+fn panic_status(route: &Route) -> Status {
+    Status::internal(format!("the handler of {} panicked", route.name))
+}
+
+#[inline]
+fn tally_received(tally: &mut Tally, header: &Header) {
+    tally.received += 1;
+    tally.received_bytes += u64::from(header.length);
+}
+
+impl Out {
+    /// Wakes the replies for which there is room now; whether any was.
+    fn offer_room(&self) -> Result<bool, Broken> {
+        let mut outbox = lock(&self.outbox);
+        if outbox.waiting.is_empty() {
+            // What the socket did not take before may go now.
+            outbox.sending.flush()?;
+            return Ok(false);
+        }
+        let Outbox { sending, waiting, .. } = &mut *outbox;
+        let mut woken = Vec::new();
+        let mut fault = None;
+        waiting.retain(|(bytes, waker)| match sending.has_room(*bytes) {
+            Ok(false) => true,
+            Ok(true) => {
+                woken.push(waker.clone());
+                false
+            }
+            Err(broken) => {
+                fault = Some(broken);
+                true
+            }
+        });
+        drop(outbox);
+        let any = !woken.is_empty();
+        woken.into_iter().for_each(Waker::wake);
+        fault.map_or(Ok(any), Err)
+    }
+
+    /// Answers a call that ran in a task of its own.
+    async fn finish(
+        &self,
+        header: &Header,
+        route: &Route,
+        ended: Result<Result<Payload, Status>, Panicked>,
+    ) {
+        if !header.flags.is_request() {
+            let mut outbox = lock(&self.outbox);
+            outbox.running_oneway -= 1;
+            outbox.tally.dropped += u64::from(!matches!(ended, Ok(Ok(_))));
+            return;
+        }
+        let (flags, payload) = match ended {
+            Ok(Ok(payload)) => (Flags::RESPONSE, payload),
+            Ok(Err(status)) => (Flags::RESPONSE | Flags::ERROR, status.encode().into()),
+            Err(Panicked) => {
+                lock(&self.outbox).tally.panics += 1;
+                tracing::error!(method = route.name, "a handler panicked");
+                (Flags::RESPONSE | Flags::ERROR, panic_status(route).encode().into())
+            }
+        };
+        let response = call_header(flags, header.kind, header.id);
+        poll_fn(|cx| self.poll_send(cx, response, &payload)).await;
+    }
+
+    fn poll_send(&self, cx: &Context<'_>, mut response: Header, payload: &Payload) -> Poll<()> {
+        let mut outbox = lock(&self.outbox);
+        // Before it is sent: the client may use the id again as soon as it has the reply.
+        let id = response.id.get();
+        let ended = outbox.running.remove(&id);
+        let mut sent = outbox.sending.send(response, payload);
+        if let Err(SendError::TooLarge(max)) = sent {
+            response.flags = Flags::RESPONSE | Flags::ERROR;
+            sent = outbox.sending.send(response, &too_large(payload.len(), max).encode());
+        }
+        match sent {
+            Ok(()) => {
+                outbox.tally.sent += 1;
+                outbox.tally.sent_bytes += payload.len() as u64;
+                outbox.tally.errors += u64::from(response.flags.contains(Flags::ERROR));
+                // A broken bell or socket shows at the connection's own task, too.
+                let _ = outbox.sending.flush();
+                Poll::Ready(())
+            }
+            Err(SendError::Full) => {
+                if ended {
+                    outbox.running.insert(id);
+                }
+                outbox.waiting.push((payload.len(), cx.waker().clone()));
+                Poll::Pending
+            }
+            Err(SendError::TooLarge(_) | SendError::Broken(_)) => Poll::Ready(()),
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Handlers and what they are given: inline ones, run where the frame is read, and async ones.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use lapwing_proto::{Header, Status};
+
+use crate::client::lock;
+use crate::payload::Payload;
+use crate::peer::PeerCredentials;
+
+/// The connection a call came in on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// This server's number for the connection.
+    pub connection_id: u64,
+    /// Who is at the other end, as the kernel attests.
+    pub credentials: PeerCredentials,
+    /// The client's program, as it says.
+    pub program: String,
+}
+
+/// A request as an async handler gets it.
+#[derive(Debug)]
+pub struct Request {
+    /// The kind it was sent to.
+    pub kind: u16,
+    /// Its payload.
+    pub payload: Payload,
+    /// Who sent it.
+    pub caller: Arc<Caller>,
+    /// The longest reply the connection takes, in bytes.
+    pub reply_bytes_max: usize,
+}
+
+/// Where an inline handler writes its reply. Writing appends; nothing written is an empty reply.
+#[derive(Debug)]
+pub struct Reply<'a> {
+    /// Header's room, then the reply so far.
+    frame: &'a mut Vec<u8>,
+}
+
+impl<'a> Reply<'a> {
+    pub(crate) fn begin(frame: &'a mut Vec<u8>) -> Reply<'a> {
+        frame.clear();
+        frame.extend_from_slice(&[0; Header::BYTES]);
+        Reply { frame }
+    }
+
+    /// Appends bytes.
+    pub fn extend(&mut self, bytes: &[u8]) {
+        self.frame.extend_from_slice(bytes);
+    }
+
+    /// Bytes written so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.frame.len() - Header::BYTES
+    }
+
+    /// Whether nothing was written yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl io::Write for Reply<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+type InlineFn = dyn Fn(&Caller, &[u8], &mut Reply<'_>) -> Result<(), Status> + Send + Sync;
+
+/// What a route does.
+pub(crate) enum Handler {
+    Inline(Box<InlineFn>),
+    Async(Box<dyn AsyncHandler>),
+}
+
+impl fmt::Debug for Handler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Handler::Inline(_) => "Inline",
+            Handler::Async(_) => "Async",
+        })
+    }
+}
+
+/// A handler panicked: its caller gets `Internal`, the connection goes on.
+#[derive(Debug)]
+pub(crate) struct Panicked;
+
+/// Runs an inline handler.
+#[inline]
+pub(crate) fn run_inline(
+    handler: &InlineFn,
+    caller: &Caller,
+    payload: &[u8],
+    frame: &mut Vec<u8>,
+) -> Result<Result<(), Status>, Panicked> {
+    let mut reply = Reply::begin(frame);
+    // What a panicking handler leaves behind is the reply alone, which is thrown away.
+    catch_unwind(AssertUnwindSafe(|| handler(caller, payload, &mut reply))).map_err(|_| Panicked)
+}
+
+/// Makes running calls of one async handler.
+pub(crate) trait AsyncHandler: Send + Sync {
+    /// Begins a call, in a place that an earlier call of this handler left, if there is one.
+    fn begin(&self, request: Request) -> Result<Box<dyn Running>, Panicked>;
+
+    /// Takes the place of a call that is over, for the next one.
+    fn give_back(&self, running: Box<dyn Running>);
+}
+
+/// A call of an async handler in progress. It can be polled until it is ready.
+pub(crate) trait Running: Send {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<Payload, Status>, Panicked>>;
+
+    /// Drops the future and keeps its place; or begins the next call in it.
+    fn set(&mut self, request: Option<Request>) -> Result<(), Panicked>;
+}
+
+/// Places of finished calls that a handler keeps.
+const PLACES: usize = 64;
+
+/// An async fn as a handler. The places of its futures are reused, so that a call allocates nothing
+/// once there have been as many at a time.
+pub(crate) struct AsyncFn<F> {
+    handler: Arc<F>,
+    places: Mutex<Vec<Box<dyn Running>>>,
+}
+
+impl<F> AsyncFn<F> {
+    pub(crate) fn new(handler: F) -> AsyncFn<F> {
+        AsyncFn { handler: Arc::new(handler), places: Mutex::default() }
+    }
+}
+
+impl<F, Fut, T> AsyncHandler for AsyncFn<F>
+where
+    F: Fn(Request) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<T, Status>> + Send + 'static,
+    T: Into<Payload>,
+{
+    fn begin(&self, request: Request) -> Result<Box<dyn Running>, Panicked> {
+        let place = lock(&self.places).pop();
+        let mut place = place.unwrap_or_else(|| {
+            Box::new(Place { handler: Arc::clone(&self.handler), future: Box::pin(None) })
+        });
+        place.set(Some(request))?;
+        Ok(place)
+    }
+
+    fn give_back(&self, running: Box<dyn Running>) {
+        let mut places = lock(&self.places);
+        if places.len() < PLACES {
+            places.push(running);
+        }
+    }
+}
+
+/// Room for one future of a handler.
+struct Place<F, Fut> {
+    handler: Arc<F>,
+    future: Pin<Box<Option<Fut>>>,
+}
+
+impl<F, Fut, T> Running for Place<F, Fut>
+where
+    F: Fn(Request) -> Fut + Send + Sync,
+    Fut: Future<Output = Result<T, Status>> + Send,
+    T: Into<Payload>,
+{
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<Payload, Status>, Panicked>> {
+        let future = &mut self.future;
+        let polled = catch_unwind(AssertUnwindSafe(|| match future.as_mut().as_pin_mut() {
+            Some(future) => future.poll(cx).map(|ended| ended.map(Into::into)),
+            None => Poll::Ready(Err(Status::internal("the call was polled after its end"))),
+        }));
+        match polled {
+            Ok(polled) => polled.map(Ok),
+            Err(_) => Poll::Ready(Err(Panicked)),
+        }
+    }
+
+    fn set(&mut self, request: Option<Request>) -> Result<(), Panicked> {
+        let Place { handler, future } = self;
+        // The old future's drop and the handler's own code, up to its first await, are foreign.
+        catch_unwind(AssertUnwindSafe(|| future.as_mut().set(request.map(|r| handler(r)))))
+            .map_err(|_| Panicked)
+    }
+}

@@ -1,0 +1,381 @@
+//! The server: routes, who is let in, connections, an orderly end.
+
+mod accept;
+mod connection;
+mod handler;
+mod router;
+mod stats;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lapwing_proto::{LimitsGranted, ServerOffer, Status, limits};
+use lapwing_shm::Spin;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use self::handler::{AsyncFn, Handler};
+pub use self::handler::{Caller, Reply, Request};
+pub use self::router::RouteError;
+use self::router::Router;
+pub use self::stats::ServerStats;
+use self::stats::Totals;
+use crate::client::{FrameChecksum, checksum_set, lock, program_name};
+use crate::endpoint::{Listener, endpoint_path};
+use crate::error::BindError;
+use crate::payload::Payload;
+use crate::peer::{PeerCredentials, Policy, SameUser};
+
+/// What a server allows. Each limit has the unit in its name.
+#[derive(Clone, Debug)]
+pub struct ServerLimits {
+    /// Connections at once. Default 1024.
+    pub connections: u32,
+    /// Connections at once of one user. Default 1024.
+    pub connections_per_uid: u32,
+    /// Calls in flight on one connection. Default 256.
+    pub calls_in_flight: u32,
+    /// The largest message, in bytes. Default 10 MiB; over shared memory the ring bounds it, too.
+    pub message_bytes: u32,
+    /// Bytes of this side's ring for each connection. Default 256 KiB. One reply may be a quarter.
+    pub ring_bytes: u32,
+    /// How long a handshake may take. Default 5 s.
+    pub handshake: Duration,
+    /// How long running calls may take when the server stops. Default 10 s.
+    pub drain: Duration,
+}
+
+impl Default for ServerLimits {
+    fn default() -> ServerLimits {
+        ServerLimits {
+            connections: limits::CONNECTIONS,
+            connections_per_uid: limits::CONNECTIONS_PER_UID,
+            calls_in_flight: limits::CALLS_IN_FLIGHT,
+            message_bytes: limits::MESSAGE_BYTES,
+            ring_bytes: limits::RING_BYTES,
+            handshake: Duration::from_millis(limits::HANDSHAKE_MS.into()),
+            drain: Duration::from_millis(limits::DRAIN_MS.into()),
+        }
+    }
+}
+
+/// Why a server could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The socket could not be bound.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The routes contradict each other.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// The ring length is impossible.
+    #[error(
+        "a ring of {0} bytes cannot be: it must be a power of two from {min} to {max}",
+        min = limits::RING_BYTES_MIN,
+        max = limits::RING_BYTES_MAX
+    )]
+    RingBytes(u32),
+    /// There is no tokio runtime with its I/O and time drivers here.
+    #[error("the server needs a tokio runtime with I/O enabled: {0}")]
+    Runtime(io::Error),
+}
+
+/// A server in the making: see [`IpcServer::builder`].
+pub struct Builder {
+    listener: Option<Listener>,
+    router: Result<Router, RouteError>,
+    limits: ServerLimits,
+    policy: Box<dyn Policy>,
+    spin: Spin,
+    checksum: FrameChecksum,
+    shared_memory: bool,
+    program: String,
+}
+
+/// A running server. Dropping it stops it at once; [`IpcServer::shutdown`] lets calls finish.
+#[derive(Debug)]
+pub struct IpcServer {
+    shared: Arc<Shared>,
+    path: PathBuf,
+    phase: watch::Sender<Phase>,
+    accepting: JoinHandle<()>,
+}
+
+/// What the tasks of a server share.
+pub(crate) struct Shared {
+    router: Router,
+    limits: ServerLimits,
+    offer: ServerOffer,
+    policy: Box<dyn Policy>,
+    spin: Spin,
+    totals: Totals,
+    connection_ids: AtomicU64,
+    occupancy: Mutex<Occupancy>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// Connections at present, handshakes included.
+#[derive(Debug, Default)]
+struct Occupancy {
+    all: u32,
+    by_uid: HashMap<u32, u32>,
+}
+
+/// Where a server is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    Serving,
+    Draining,
+}
+
+impl IpcServer {
+    /// Begins a server.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use lapwing::{IpcServer, Request, Status};
+    ///
+    /// let server = IpcServer::builder()
+    ///     .bind("/run/user/1000/echo.sock")?
+    ///     .route_inline(0x0400, "echo", |_caller, request, reply| {
+    ///         reply.extend(request);
+    ///         Ok(())
+    ///     })
+    ///     .route_raw(0x0401, "later", |request: Request| async move {
+    ///         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    ///         Ok::<_, Status>(request.payload)
+    ///     })
+    ///     .serve()?;
+    /// server.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder {
+            listener: None,
+            router: Ok(Router::new()),
+            limits: ServerLimits::default(),
+            policy: Box::new(SameUser),
+            spin: Spin::default(),
+            checksum: FrameChecksum::default(),
+            shared_memory: true,
+            program: program_name(),
+        }
+    }
+
+    /// The socket it listens on.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn stats(&self) -> ServerStats {
+        self.shared.totals.snapshot()
+    }
+
+    /// Connections at present, handshakes included.
+    #[must_use]
+    pub fn connections(&self) -> u32 {
+        lock(&self.shared.occupancy).all
+    }
+
+    /// Stops in order: takes no new connections, tells every client goodbye, lets running calls finish
+    /// for at most the drain time, then closes. Returns whether everything finished in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped early it has stopped accepting, and the rest ends at once.
+    pub async fn shutdown(mut self) -> bool {
+        let _ = self.phase.send(Phase::Draining);
+        let drained = tokio::time::timeout(self.shared.limits.drain, &mut self.accepting).await;
+        drained.is_ok()
+    }
+}
+
+impl Drop for IpcServer {
+    fn drop(&mut self) {
+        // Ends the accepting task, and with it every connection's.
+        self.accepting.abort();
+    }
+}
+
+impl Builder {
+    /// Listens on `path`, with the socket mode 0600 and a lock beside it. A dead server's socket is
+    /// taken over, a live one's is refused.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`] says what to do.
+    pub fn bind(mut self, path: impl AsRef<Path>) -> Result<Builder, BindError> {
+        self.listener = Some(Listener::bind(path.as_ref())?);
+        Ok(self)
+    }
+
+    /// Adds an async handler: it may wait for anything; each call that does not finish at once gets
+    /// a task of its own. Its future is dropped when the connection ends.
+    #[must_use]
+    pub fn route_raw<F, Fut, T>(self, kind: u16, name: &str, handler: F) -> Builder
+    where
+        F: Fn(Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T, Status>> + Send + 'static,
+        T: Into<Payload> + 'static,
+    {
+        self.route(kind, name, Handler::Async(Box::new(AsyncFn::new(handler))))
+    }
+
+    /// Adds an inline handler: a plain function run where the frame is read, for answers within a
+    /// microsecond or so. While it runs its connection does nothing else.
+    #[must_use]
+    pub fn route_inline<F>(self, kind: u16, name: &str, handler: F) -> Builder
+    where
+        F: Fn(&Caller, &[u8], &mut Reply<'_>) -> Result<(), Status> + Send + Sync + 'static,
+    {
+        self.route(kind, name, Handler::Inline(Box::new(handler)))
+    }
+
+    fn route(mut self, kind: u16, name: &str, handler: Handler) -> Builder {
+        self.router = self.router.and_then(|mut router| {
+            router.add(kind, name, handler)?;
+            Ok(router)
+        });
+        self
+    }
+
+    /// Sets the limits.
+    #[must_use]
+    pub fn limits(mut self, limits: ServerLimits) -> Builder {
+        self.limits = limits;
+        self
+    }
+
+    /// Sets who is let in. Default: [`SameUser`].
+    #[must_use]
+    pub fn policy(mut self, policy: impl Policy) -> Builder {
+        self.policy = Box::new(policy);
+        self
+    }
+
+    /// Sets who waits by looking, and who by sleeping. Default: adaptive.
+    #[must_use]
+    pub fn spin(mut self, spin: Spin) -> Builder {
+        self.spin = spin;
+        self
+    }
+
+    /// Sets what guards frames. Default: the best that both sides have.
+    #[must_use]
+    pub fn checksum(mut self, checksum: FrameChecksum) -> Builder {
+        self.checksum = checksum;
+        self
+    }
+
+    /// Whether clients may have shared memory. Without it every connection stays on the socket.
+    #[must_use]
+    pub fn shared_memory(mut self, offered: bool) -> Builder {
+        self.shared_memory = offered;
+        self
+    }
+
+    /// Starts serving, in tasks of the current tokio runtime. Without [`Builder::bind`] the server
+    /// listens on the endpoint called like this program.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`]: the first route that could not be, the socket, or the runtime.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime with its I/O and time drivers enabled.
+    pub fn serve(self) -> Result<IpcServer, ServeError> {
+        let router = self.router?;
+        if !limits::is_ring_bytes(self.limits.ring_bytes) {
+            return Err(ServeError::RingBytes(self.limits.ring_bytes));
+        }
+        let listener = match self.listener {
+            Some(listener) => listener,
+            None => Listener::bind(&endpoint_path(&self.program).map_err(BindError::from)?)?,
+        };
+        let offer = ServerOffer {
+            limits: LimitsGranted {
+                message_bytes: self.limits.message_bytes.max(1),
+                calls_in_flight: self.limits.calls_in_flight.max(1),
+            },
+            checksums: checksum_set(self.checksum),
+            shared_memory: self.shared_memory.then_some(self.limits.ring_bytes),
+            program: crate::handshake::plain(&self.program),
+            ..ServerOffer::default()
+        };
+        let path = listener.path().to_owned();
+        let shared = Arc::new(Shared {
+            router,
+            limits: self.limits,
+            offer,
+            policy: self.policy,
+            spin: self.spin,
+            totals: Totals::default(),
+            connection_ids: AtomicU64::new(1),
+            occupancy: Mutex::default(),
+        });
+        let (phase, watched) = watch::channel(Phase::Serving);
+        let acceptor = accept::Acceptor::new(Arc::clone(&shared), listener, watched)
+            .map_err(ServeError::Runtime)?;
+        let accepting = tokio::spawn(acceptor.run());
+        Ok(IpcServer { shared, path, phase, accepting })
+    }
+}
+
+/// A place among a server's connections, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Place {
+    shared: Arc<Shared>,
+    uid: u32,
+}
+
+impl Shared {
+    /// Takes a place for a connection of this user, or says which limit is reached.
+    fn take_place(self: &Arc<Self>, peer: &PeerCredentials) -> Result<Place, String> {
+        let mut occupancy = lock(&self.occupancy);
+        if occupancy.all >= self.limits.connections {
+            return Err(format!("the server has all {} connections it allows", occupancy.all));
+        }
+        let of_user = occupancy.by_uid.entry(peer.uid).or_default();
+        if *of_user >= self.limits.connections_per_uid {
+            return Err(format!("user {} has all {of_user} connections it may have", peer.uid));
+        }
+        *of_user += 1;
+        occupancy.all += 1;
+        Ok(Place { shared: Arc::clone(self), uid: peer.uid })
+    }
+
+    fn next_connection_id(&self) -> u64 {
+        self.connection_ids.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut occupancy = lock(&self.shared.occupancy);
+        occupancy.all -= 1;
+        if let Some(of_user) = occupancy.by_uid.get_mut(&self.uid) {
+            *of_user -= 1;
+            if *of_user == 0 {
+                occupancy.by_uid.remove(&self.uid);
+            }
+        }
+    }
+}

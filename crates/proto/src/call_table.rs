@@ -1,0 +1,217 @@
+//! The calls in flight: an id finds its call without hashing, and a forged or late id finds none.
+
+use alloc::vec::Vec;
+use core::error::Error;
+use core::fmt;
+use core::mem;
+
+use crate::MessageId;
+
+/// The end of the list of free slots.
+const NO_SLOT: u32 = u32::MAX;
+
+/// Calls in flight by message id, at most `capacity` of them.
+///
+/// An id is `generation << 32 | slot`. Invariants:
+/// - A slot's generation starts at 1 and rises by one each time its call ends, so an id is issued
+///   once and none is 0.
+/// - A free slot's generation is the one that it will issue next; so an id with a lower generation
+///   has ended, and one with the same or a higher was never issued.
+/// - A slot whose generation cannot rise is retired and never issues again; all its ids have ended.
+/// - Free slots form a list, last freed first: a caller that makes one call at a time stays on one
+///   warm slot.
+///
+/// Slots are made when first needed and kept, so that nothing is allocated after warm-up.
+#[derive(Debug)]
+pub struct CallTable<T> {
+    slots: Vec<Slot<T>>,
+    first_free: u32,
+    live: u32,
+    capacity: u32,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    generation: u32,
+    state: State<T>,
+}
+
+#[derive(Debug)]
+enum State<T> {
+    Live(T),
+    Free { next: u32 },
+    Retired,
+}
+
+/// The table is full; gives the refused value back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full<T>(pub T);
+
+impl<T> fmt::Display for Full<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this connection has all the calls in flight that it allows")
+    }
+}
+
+impl<T: fmt::Debug> Error for Full<T> {}
+
+/// What an id stands for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Lookup<'a, T> {
+    /// A call in flight.
+    Live(&'a mut T),
+    /// A call that has ended: a late response, to be discarded and counted.
+    Ended,
+    /// No call, ever: a forged response, which is misbehaviour.
+    NeverIssued,
+}
+
+impl<T> CallTable<T> {
+    /// An empty table for at most `capacity` calls at once. Allocates nothing yet.
+    #[must_use]
+    pub fn with_capacity(capacity: u32) -> CallTable<T> {
+        CallTable { slots: Vec::new(), first_free: NO_SLOT, live: 0, capacity }
+    }
+
+    /// Puts a call in and gives its id.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`] with the value, if `capacity` calls are in flight.
+    #[inline]
+    pub fn insert(&mut self, value: T) -> Result<MessageId, Full<T>> {
+        if self.live >= self.capacity {
+            return Err(Full(value));
+        }
+        let index = match self.first_free {
+            NO_SLOT => match self.grow() {
+                Some(index) => index,
+                None => return Err(Full(value)),
+            },
+            index => index,
+        };
+        let slot = &mut self.slots[index as usize];
+        if let State::Free { next } = slot.state {
+            self.first_free = next;
+        }
+        slot.state = State::Live(value);
+        self.live += 1;
+        Ok(id_of(index, slot.generation))
+    }
+
+    /// What `id` stands for.
+    #[inline]
+    pub fn find(&mut self, id: MessageId) -> Lookup<'_, T> {
+        let (index, generation) = parts_of(id);
+        let Some(slot) = self.slots.get_mut(index as usize) else {
+            return Lookup::NeverIssued;
+        };
+        match &mut slot.state {
+            State::Live(value) if slot.generation == generation => Lookup::Live(value),
+            State::Live(_) | State::Free { .. } if generation >= slot.generation => {
+                Lookup::NeverIssued
+            }
+            _ if generation == 0 => Lookup::NeverIssued,
+            _ => Lookup::Ended,
+        }
+    }
+
+    /// Ends the call with this id and gives its value back, or `None` if it is not in flight.
+    #[inline]
+    pub fn remove(&mut self, id: MessageId) -> Option<T> {
+        let (index, generation) = parts_of(id);
+        let slot = self.slots.get_mut(index as usize)?;
+        if slot.generation != generation || !matches!(slot.state, State::Live(_)) {
+            return None;
+        }
+        Some(self.end(index))
+    }
+
+    /// Calls in flight.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.live as usize
+    }
+
+    /// Whether no call is in flight.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// The most calls that may be in flight.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Ends every call and gives their ids and values. Those not taken when the iterator is dropped
+    /// stay in flight.
+    pub fn drain(&mut self) -> impl Iterator<Item = (MessageId, T)> {
+        let mut index = 0;
+        core::iter::from_fn(move || {
+            while let Some(slot) = self.slots.get(index as usize) {
+                let (at, generation) = (index, slot.generation);
+                index += 1;
+                if self.slots[at as usize].is_live() {
+                    return Some((id_of(at, generation), self.end(at)));
+                }
+            }
+            None
+        })
+    }
+
+    /// The calls in flight, by slot.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (MessageId, &mut T)> {
+        self.slots.iter_mut().zip(0..).filter_map(|(slot, index)| match &mut slot.state {
+            State::Live(value) => Some((id_of(index, slot.generation), value)),
+            State::Free { .. } | State::Retired => None,
+        })
+    }
+
+    /// Makes one more slot, outside the list of free ones; `None` if slot numbers are used up.
+    #[cold]
+    fn grow(&mut self) -> Option<u32> {
+        let index = u32::try_from(self.slots.len()).ok().filter(|&index| index != NO_SLOT)?;
+        self.slots.push(Slot { generation: 1, state: State::Free { next: NO_SLOT } });
+        Some(index)
+    }
+
+    /// Ends the call of a live slot.
+    #[inline]
+    fn end(&mut self, index: u32) -> T {
+        let slot = &mut self.slots[index as usize];
+        let after = match slot.generation.checked_add(1) {
+            Some(generation) => {
+                slot.generation = generation;
+                State::Free { next: mem::replace(&mut self.first_free, index) }
+            }
+            None => State::Retired,
+        };
+        self.live -= 1;
+        match mem::replace(&mut slot.state, after) {
+            State::Live(value) => value,
+            State::Free { .. } | State::Retired => unreachable!("the caller saw a live slot"),
+        }
+    }
+}
+
+impl<T> Slot<T> {
+    fn is_live(&self) -> bool {
+        matches!(self.state, State::Live(_))
+    }
+}
+
+#[inline]
+fn id_of(index: u32, generation: u32) -> MessageId {
+    MessageId::new(u64::from(generation) << 32 | u64::from(index))
+}
+
+#[inline]
+fn parts_of(id: MessageId) -> (u32, u32) {
+    (id.get() as u32, (id.get() >> 32) as u32)
+}
+
+#[cfg(test)]
+#[path = "call_table_tests.rs"]
+mod tests;

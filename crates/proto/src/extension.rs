@@ -1,0 +1,328 @@
+//! The extension block: how a frame says more than its header can.
+//!
+//! ```text
+//! block   u16 length of what follows | entry | entry ...
+//! entry   u8 type (0x80 set: critical) | u16 length of the value | value
+//! ```
+//!
+//! All numbers are little-endian. An entry of unknown type is skipped, unless it is critical: then
+//! the frame is refused.
+
+use alloc::vec::Vec;
+use core::error::Error;
+use core::fmt;
+
+use crate::limits::METADATA_BYTES;
+
+/// Set in the type of an entry without which the frame cannot be understood.
+const CRITICAL: u8 = 0x80;
+
+const DEADLINE: u8 = 0x01;
+const TRACE: u8 = 0x02;
+const METADATA: u8 = 0x04;
+const BULK: u8 = 0x83;
+
+/// W3C trace context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceContext {
+    /// The trace that this call belongs to.
+    pub trace_id: [u8; 16],
+    /// The span that made this call.
+    pub parent_id: [u8; 8],
+    /// W3C trace flags; bit 0 = sampled.
+    pub flags: u8,
+}
+
+/// Where a payload lies in bulk memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BulkDescriptor {
+    /// The sender's number of the segment.
+    pub segment: u32,
+    /// The block in that segment.
+    pub block: u32,
+    /// Bytes of payload in the block.
+    pub length: u64,
+}
+
+/// One entry of an extension block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Entry<'a> {
+    /// Time that is left for the call, in microseconds. At most one.
+    Deadline {
+        /// Microseconds from when the frame was sent.
+        remaining_us: u64,
+    },
+    /// Trace context. At most one.
+    Trace(TraceContext),
+    /// The payload lies in bulk memory. At most one; critical.
+    Bulk(BulkDescriptor),
+    /// One pair of metadata. Any number, 8 KiB of keys and values together.
+    Metadata {
+        /// Not empty.
+        key: &'a str,
+        /// Any bytes.
+        value: &'a [u8],
+    },
+}
+
+/// Why an extension block is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExtensionError {
+    /// The block or an entry ends early.
+    Truncated,
+    /// This side does not know a critical entry; holds its type.
+    UnknownCritical(u8),
+    /// An entry that may stand once stands twice; holds its type.
+    Duplicate(u8),
+    /// The value of an entry is of the wrong length or cannot be read; holds its type.
+    BadValue(u8),
+    /// Keys and values of the metadata have more bytes than allowed.
+    MetadataTooLong {
+        /// Bytes so far.
+        length: usize,
+        /// Bytes allowed.
+        max: usize,
+    },
+}
+
+impl fmt::Display for ExtensionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ExtensionError::Truncated => f.write_str("the extension block ends early"),
+            ExtensionError::UnknownCritical(number) => {
+                write!(f, "the frame needs extension {number:#04x}, which this side lacks")
+            }
+            ExtensionError::Duplicate(number) => {
+                write!(f, "extension {number:#04x} stands twice in one frame")
+            }
+            ExtensionError::BadValue(number) => {
+                write!(f, "the value of extension {number:#04x} cannot be read")
+            }
+            ExtensionError::MetadataTooLong { length, max } => {
+                write!(f, "the metadata has {length} bytes, at most {max} are allowed")
+            }
+        }
+    }
+}
+
+impl Error for ExtensionError {}
+
+/// A checked extension block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extensions<'a> {
+    /// The entries without the block's length; every one has been decoded once.
+    entries: &'a [u8],
+}
+
+impl<'a> Extensions<'a> {
+    /// Reads and checks the block at the start of `payload`; gives it and the bytes after it.
+    ///
+    /// # Errors
+    ///
+    /// An [`ExtensionError`] refuses the frame.
+    pub fn parse(payload: &'a [u8]) -> Result<(Extensions<'a>, &'a [u8]), ExtensionError> {
+        let (entries, rest) = take_counted(payload).ok_or(ExtensionError::Truncated)?;
+        let mut ledger = Ledger::default();
+        let mut left = entries;
+        while let Some((entry, after)) = next_entry(left)? {
+            left = after;
+            if let Some(entry) = entry {
+                ledger.admit(&entry)?;
+            }
+        }
+        Ok((Extensions { entries }, rest))
+    }
+
+    /// The entries that this version knows, in the order of the wire.
+    pub fn iter(&self) -> impl Iterator<Item = Entry<'a>> + use<'a> {
+        let mut left = self.entries;
+        core::iter::from_fn(move || {
+            // `parse` has been through all entries, so an error cannot come.
+            while let Ok(Some((entry, after))) = next_entry(left) {
+                left = after;
+                if entry.is_some() {
+                    return entry;
+                }
+            }
+            None
+        })
+    }
+
+    /// Time that is left for the call, in microseconds, if the frame says so.
+    #[must_use]
+    pub fn remaining_us(&self) -> Option<u64> {
+        self.iter().find_map(|entry| match entry {
+            Entry::Deadline { remaining_us } => Some(remaining_us),
+            _ => None,
+        })
+    }
+
+    /// The bulk block that holds the payload, if one does.
+    #[must_use]
+    pub fn bulk(&self) -> Option<BulkDescriptor> {
+        self.iter().find_map(|entry| match entry {
+            Entry::Bulk(bulk) => Some(bulk),
+            _ => None,
+        })
+    }
+}
+
+/// What a block has had so far: each single-valued entry once, metadata within its bound.
+#[derive(Debug, Default)]
+struct Ledger {
+    deadline: bool,
+    trace: bool,
+    bulk: bool,
+    metadata_bytes: usize,
+}
+
+impl Ledger {
+    fn admit(&mut self, entry: &Entry<'_>) -> Result<(), ExtensionError> {
+        let (seen, number) = match entry {
+            Entry::Deadline { .. } => (&mut self.deadline, DEADLINE),
+            Entry::Trace(_) => (&mut self.trace, TRACE),
+            Entry::Bulk(_) => (&mut self.bulk, BULK),
+            Entry::Metadata { key, value } => {
+                if key.is_empty() {
+                    return Err(ExtensionError::BadValue(METADATA));
+                }
+                let length = self.metadata_bytes + key.len() + value.len();
+                let max = METADATA_BYTES as usize;
+                if length > max {
+                    return Err(ExtensionError::MetadataTooLong { length, max });
+                }
+                self.metadata_bytes = length;
+                return Ok(());
+            }
+        };
+        if core::mem::replace(seen, true) {
+            return Err(ExtensionError::Duplicate(number));
+        }
+        Ok(())
+    }
+}
+
+type Split<'a> = (Option<Entry<'a>>, &'a [u8]);
+
+/// The first entry of `bytes` (`None` in it if the type is unknown) and the bytes after it, or
+/// `None` at the end.
+fn next_entry(bytes: &[u8]) -> Result<Option<Split<'_>>, ExtensionError> {
+    let Some((&number, after)) = bytes.split_first() else {
+        return Ok(None);
+    };
+    let (value, rest) = take_counted(after).ok_or(ExtensionError::Truncated)?;
+    let entry = match number {
+        DEADLINE => value
+            .try_into()
+            .ok()
+            .map(|value| Entry::Deadline { remaining_us: u64::from_le_bytes(value) }),
+        TRACE => read_trace(value),
+        BULK => read_bulk(value),
+        METADATA => read_metadata(value),
+        _ if number & CRITICAL != 0 => return Err(ExtensionError::UnknownCritical(number)),
+        _ => return Ok(Some((None, rest))),
+    };
+    match entry {
+        Some(entry) => Ok(Some((Some(entry), rest))),
+        None => Err(ExtensionError::BadValue(number)),
+    }
+}
+
+/// Splits `bytes` after a `u16` length and that many bytes.
+fn take_counted(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))
+}
+
+fn read_trace(value: &[u8]) -> Option<Entry<'_>> {
+    let (trace_id, rest) = value.split_first_chunk()?;
+    let (parent_id, rest) = rest.split_first_chunk()?;
+    let &[flags] = rest else { return None };
+    Some(Entry::Trace(TraceContext { trace_id: *trace_id, parent_id: *parent_id, flags }))
+}
+
+fn read_bulk(value: &[u8]) -> Option<Entry<'_>> {
+    let (segment, rest) = value.split_first_chunk()?;
+    let (block, rest) = rest.split_first_chunk()?;
+    Some(Entry::Bulk(BulkDescriptor {
+        segment: u32::from_le_bytes(*segment),
+        block: u32::from_le_bytes(*block),
+        length: u64::from_le_bytes(rest.try_into().ok()?),
+    }))
+}
+
+fn read_metadata(value: &[u8]) -> Option<Entry<'_>> {
+    let (key, value) = take_counted(value)?;
+    Some(Entry::Metadata { key: core::str::from_utf8(key).ok()?, value })
+}
+
+/// Appends an extension block to a payload that is being made.
+///
+/// The block in `out` is whole after every step; nothing has to be finished.
+#[derive(Debug)]
+pub struct ExtensionBuilder<'a> {
+    out: &'a mut Vec<u8>,
+    /// Where the block's length lies in `out`.
+    start: usize,
+    ledger: Ledger,
+}
+
+impl<'a> ExtensionBuilder<'a> {
+    /// Appends an empty block to `out`.
+    pub fn new(out: &'a mut Vec<u8>) -> ExtensionBuilder<'a> {
+        let start = out.len();
+        out.extend_from_slice(&[0, 0]);
+        ExtensionBuilder { out, start, ledger: Ledger::default() }
+    }
+
+    /// Appends one entry.
+    ///
+    /// # Errors
+    ///
+    /// [`ExtensionError`] for what [`Extensions::parse`] would refuse: a second entry where one may
+    /// stand, too much metadata, an empty key. Nothing has been appended then.
+    pub fn push(&mut self, entry: Entry<'_>) -> Result<&mut Self, ExtensionError> {
+        self.ledger.admit(&entry)?;
+        match entry {
+            Entry::Deadline { remaining_us } => {
+                self.append(DEADLINE, &[&remaining_us.to_le_bytes()]);
+            }
+            Entry::Trace(trace) => {
+                self.append(TRACE, &[&trace.trace_id, &trace.parent_id, &[trace.flags]]);
+            }
+            Entry::Bulk(bulk) => self.append(
+                BULK,
+                &[
+                    &bulk.segment.to_le_bytes(),
+                    &bulk.block.to_le_bytes(),
+                    &bulk.length.to_le_bytes(),
+                ],
+            ),
+            Entry::Metadata { key, value } => {
+                let key_length = (key.len() as u16).to_le_bytes();
+                self.append(METADATA, &[&key_length, key.as_bytes(), value]);
+            }
+        }
+        Ok(self)
+    }
+
+    /// The ledger has admitted the entry, so that lengths fit their `u16`: at most 8 KiB of
+    /// metadata in entries of six bytes or more is below 48 KiB with its framing.
+    fn append(&mut self, number: u8, value: &[&[u8]]) {
+        let length: usize = value.iter().map(|part| part.len()).sum();
+        self.out.push(number);
+        self.out.extend_from_slice(&(length as u16).to_le_bytes());
+        for part in value {
+            self.out.extend_from_slice(part);
+        }
+        let block_length = self.out.len() - self.start - 2;
+        debug_assert!(block_length <= usize::from(u16::MAX));
+        self.out[self.start..self.start + 2].copy_from_slice(&(block_length as u16).to_le_bytes());
+    }
+}
+
+#[cfg(test)]
+#[path = "extension_tests.rs"]
+mod tests;

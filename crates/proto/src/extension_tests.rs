@@ -1,0 +1,140 @@
+use std::string::String;
+use std::vec;
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Debug, Clone, PartialEq)]
+enum Owned {
+    Deadline(u64),
+    Trace([u8; 16], [u8; 8], u8),
+    Bulk(u32, u32, u64),
+    Metadata(String, Vec<u8>),
+}
+
+impl Owned {
+    fn entry(&self) -> Entry<'_> {
+        match self {
+            Owned::Deadline(remaining_us) => Entry::Deadline { remaining_us: *remaining_us },
+            Owned::Trace(trace_id, parent_id, flags) => Entry::Trace(TraceContext {
+                trace_id: *trace_id,
+                parent_id: *parent_id,
+                flags: *flags,
+            }),
+            Owned::Bulk(segment, block, length) => {
+                Entry::Bulk(BulkDescriptor { segment: *segment, block: *block, length: *length })
+            }
+            Owned::Metadata(key, value) => Entry::Metadata { key, value },
+        }
+    }
+}
+
+fn entries() -> impl Strategy<Value = Vec<Owned>> {
+    let entry = prop_oneof![
+        any::<u64>().prop_map(Owned::Deadline),
+        any::<([u8; 16], [u8; 8], u8)>().prop_map(|(a, b, c)| Owned::Trace(a, b, c)),
+        any::<(u32, u32, u64)>().prop_map(|(a, b, c)| Owned::Bulk(a, b, c)),
+        (".{0,20}", prop::collection::vec(any::<u8>(), 0..3000))
+            .prop_map(|(key, value)| Owned::Metadata(key, value)),
+    ];
+    prop::collection::vec(entry, 0..8)
+}
+
+proptest! {
+    #[test]
+    fn extensions_return_from_their_bytes(
+        entries in entries(),
+        before in prop::collection::vec(any::<u8>(), 0..9),
+        rest in prop::collection::vec(any::<u8>(), 0..9),
+    ) {
+        let mut payload = before.clone();
+        let mut builder = ExtensionBuilder::new(&mut payload);
+        let kept: Vec<&Owned> =
+            entries.iter().filter(|entry| builder.push(entry.entry()).is_ok()).collect();
+        payload.extend_from_slice(&rest);
+        let (extensions, after) = Extensions::parse(&payload[before.len()..]).unwrap();
+        prop_assert_eq!(after, &rest[..]);
+        let found: Vec<Entry<'_>> = extensions.iter().collect();
+        prop_assert_eq!(found, kept.iter().map(|entry| entry.entry()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn any_bytes_parse_or_are_refused_without_panic(
+        mut bytes in prop::collection::vec(
+            prop_oneof![any::<u8>(), Just(0), Just(1), Just(2), Just(4), Just(8), Just(0x83)],
+            0..64,
+        ),
+    ) {
+        let length = bytes.len().saturating_sub(2) as u8;
+        if let Some(low) = bytes.first_mut() { *low = length; }
+        if let Some(high) = bytes.get_mut(1) { *high = 0; }
+        if let Ok((extensions, rest)) = Extensions::parse(&bytes) {
+            prop_assert!(rest.is_empty());
+            prop_assert!(extensions.iter().count() <= bytes.len());
+        }
+    }
+}
+
+#[test]
+fn block_cut_at_any_byte_is_refused() {
+    let mut payload = Vec::new();
+    let mut builder = ExtensionBuilder::new(&mut payload);
+    builder.push(Entry::Deadline { remaining_us: 9 }).unwrap();
+    builder.push(Entry::Metadata { key: "k", value: b"v" }).unwrap();
+    for cut in 0..payload.len() {
+        assert_eq!(Extensions::parse(&payload[..cut]), Err(ExtensionError::Truncated), "{cut}");
+    }
+    // The same cuts with a block length that admits to them: still refused within an entry.
+    for cut in 3..payload.len() {
+        let mut short = payload[..cut].to_vec();
+        short[..2].copy_from_slice(&(cut as u16 - 2).to_le_bytes());
+        let whole_entry = cut == 2 + 3 + 8;
+        assert_eq!(Extensions::parse(&short).is_ok(), whole_entry, "{cut}");
+    }
+}
+
+#[test]
+fn unknown_critical_refuses_and_unknown_other_is_skipped() {
+    let skipped = [8, 0, 0x7F, 1, 0, 9, 0x04, 3, 0, 1];
+    assert_eq!(Extensions::parse(&skipped), Err(ExtensionError::Truncated));
+    let skipped = [11, 0, 0x7F, 1, 0, 9, 0x04, 4, 0, 1, 0, b'k', b'v'];
+    let (extensions, rest) = Extensions::parse(&skipped).unwrap();
+    assert!(rest.is_empty());
+    let found: Vec<_> = extensions.iter().collect();
+    assert_eq!(found, [Entry::Metadata { key: "k", value: b"v" }]);
+    let critical = [3, 0, 0xFF, 0, 0];
+    assert_eq!(Extensions::parse(&critical), Err(ExtensionError::UnknownCritical(0xFF)));
+}
+
+#[test]
+fn builder_refuses_what_parse_would_and_appends_nothing() {
+    let mut payload = Vec::new();
+    let mut builder = ExtensionBuilder::new(&mut payload);
+    builder.push(Entry::Deadline { remaining_us: 1 }).unwrap();
+    let second = builder.push(Entry::Deadline { remaining_us: 2 }).map(drop);
+    assert_eq!(second, Err(ExtensionError::Duplicate(0x01)));
+    let no_key = builder.push(Entry::Metadata { key: "", value: b"v" }).map(drop);
+    assert_eq!(no_key, Err(ExtensionError::BadValue(0x04)));
+    let value = vec![0; 8192];
+    let long = builder.push(Entry::Metadata { key: "k", value: &value }).map(drop);
+    assert_eq!(long, Err(ExtensionError::MetadataTooLong { length: 8193, max: 8192 }));
+    builder.push(Entry::Metadata { key: "k", value: &value[1..] }).unwrap();
+    let (extensions, _) = Extensions::parse(&payload).unwrap();
+    assert_eq!(extensions.iter().count(), 2);
+    assert_eq!(extensions.remaining_us(), Some(1));
+    assert_eq!(extensions.bulk(), None);
+}
+
+#[test]
+fn the_most_entries_of_metadata_still_fit_a_block() {
+    let mut payload = Vec::new();
+    let mut builder = ExtensionBuilder::new(&mut payload);
+    for _ in 0..8192 {
+        builder.push(Entry::Metadata { key: "k", value: b"" }).unwrap();
+    }
+    builder.push(Entry::Bulk(BulkDescriptor { segment: 1, block: 2, length: 3 })).unwrap();
+    let (extensions, _) = Extensions::parse(&payload).unwrap();
+    assert_eq!(extensions.iter().count(), 8193);
+    assert_eq!(extensions.bulk().map(|bulk| bulk.length), Some(3));
+}

@@ -1,0 +1,49 @@
+//! Shared memory and wakeups: sealed segments, rings, doorbells and waiters.
+//!
+//! This is the one library of Lapwing with `unsafe` in it, confined to `mapping.rs`, `memory.rs` and
+//! `sys/`. It knows nothing of frames, calls or sockets: a record is opaque bytes to it.
+//!
+//! # How the parts fit
+//!
+//! Each side of a connection creates one [`Segment`], seals it and hands its file descriptor to the
+//! peer, which maps it read-only with [`PeerMemory::import`]. From `(own, peer)` each side builds:
+//!
+//! - a [`Producer`], which writes records into its own segment's ring;
+//! - a [`Consumer`], which reads records from the peer's;
+//! - a [`Sleeper`], which tells the peer that this side is about to sleep, and a [`Bell`], which
+//!   wakes the peer if it sleeps.
+//!
+//! After any number of commits call [`Bell::ring_if_asleep`] once. Before sleeping call
+//! [`Sleeper::arm`], look at the ring once more, and only then block on the own [`Doorbell`].
+//!
+//! # What is absent
+//!
+//! No named objects, no locks in shared memory, no shared word with two writers, no trust in any
+//! word that a peer wrote: see [`ring`] for the checks and [`memory`] for the rules of reading.
+#![deny(unsafe_op_in_unsafe_fn)]
+
+#[cfg(not(loom))]
+pub mod floor;
+pub mod layout;
+#[cfg(not(loom))]
+mod mapping;
+pub mod memory;
+pub mod ring;
+#[cfg(not(loom))]
+mod segment;
+mod sync;
+#[cfg(not(loom))]
+pub mod sys;
+#[cfg(not(loom))]
+mod waiter;
+mod wakeup;
+
+pub use memory::{OwnMemory, PeerMemory};
+pub use ring::{BadCommit, Consumer, Producer, Record, Reservation, ReserveError};
+#[cfg(not(loom))]
+pub use segment::{Segment, SegmentError};
+#[cfg(not(loom))]
+pub use sys::{Doorbell, DoorbellError, Poller, Wake};
+#[cfg(not(loom))]
+pub use waiter::{SPIN_BOUND, Spin, Spinner, spin_cores};
+pub use wakeup::{Bell, Ring, Sleeper};
