@@ -2,8 +2,8 @@
 //!
 //! The first rooms are read-only: a [`Workspace`] opens one root directory and answers
 //! [`list`](Workspace::list), [`read`](Workspace::read) and [`search`](Workspace::search).
-//! The functions are synchronous and may block on the disk; whoever serves them runs them where
-//! blocking is allowed. Requests and replies are plain serde types made for JSON.
+//! The functions are synchronous and may block on the disk; [`add_routes`] serves them from threads
+//! where blocking is allowed. Requests and replies are plain serde types made for JSON.
 //!
 //! Three rules hold for every method:
 //!
@@ -43,6 +43,7 @@ mod page;
 mod path;
 mod pattern;
 mod read;
+mod routes;
 mod rules;
 mod search;
 mod sink;
@@ -52,6 +53,7 @@ mod workspace;
 
 pub use error::{ErrorClass, WorkspaceError};
 pub use limits::*;
+pub use routes::add_routes;
 pub use types::{
     Encoding, Entry, EntryKind, ListReply, ListRequest, Match, ReadReply, ReadRequest, SearchReply,
     SearchRequest,

@@ -14,6 +14,10 @@ use crate::platform;
 /// What seals the frames of the handshake, before anything is agreed.
 const CHECKSUM: Checksum = Checksum::Crc32;
 
+/// The most file descriptors that any frame of the handshake carries: a segment and a doorbell. Counted
+/// as they come, so that a peer cannot make this side hold more by sending some with every byte.
+const DESCRIPTORS_MAX: usize = 2;
+
 /// A socket whose peer is still shaking hands.
 #[derive(Debug)]
 pub(crate) struct ControlSocket {
@@ -94,7 +98,7 @@ impl ControlSocket {
                 }
             };
             self.frame.truncate(old + got.bytes);
-            if got.truncated {
+            if got.truncated || self.descriptors.len() > DESCRIPTORS_MAX {
                 return Err(misbehaved(
                     WireError::SurplusDescriptors,
                     "more file descriptors came than a handshake has",

@@ -80,10 +80,16 @@ impl Listener {
             return Err(BindError::PathTooLong { path: path.to_owned(), length });
         }
         let lock = take_lock(path)?;
-        clear_stale(path)?;
-        let socket = platform::bind_private(path).map_err(|error| bind_error(path, error))?;
-        let made = fs::symlink_metadata(path).map_err(|error| bind_error(path, error))?;
-        Ok(Listener { socket, path: path.to_owned(), identity: identity(&made), _lock: lock })
+        match bind_locked(path) {
+            Ok((socket, identity)) => {
+                Ok(Listener { socket, path: path.to_owned(), identity, _lock: lock })
+            }
+            Err(error) => {
+                // A refusal leaves no file behind. Under the lock still, as in drop.
+                let _ = fs::remove_file(lock_path(path));
+                Err(error)
+            }
+        }
     }
 
     pub(crate) fn socket(&self) -> &UnixListener {
@@ -103,6 +109,14 @@ impl Drop for Listener {
         }
         let _ = fs::remove_file(lock_path(&self.path));
     }
+}
+
+/// With the lock held: the listening socket, and the device and inode of its file.
+fn bind_locked(path: &Path) -> Result<(UnixListener, (u64, u64)), BindError> {
+    clear_stale(path)?;
+    let socket = platform::bind_private(path).map_err(|error| bind_error(path, error))?;
+    let made = fs::symlink_metadata(path).map_err(|error| bind_error(path, error))?;
+    Ok((socket, identity(&made)))
 }
 
 fn identity(found: &fs::Metadata) -> (u64, u64) {

@@ -54,11 +54,17 @@ impl ClientHello {
 
     pub(crate) fn send(self, control: &ControlSocket) -> io::Result<AwaitingAck> {
         let payload = self.hello.encode();
-        match &self.own {
+        let sent = match &self.own {
             Some((half, file)) => {
-                control.send(Kind::HELLO, &payload, &[file.as_fd(), half.doorbell.as_fd()])?;
+                control.send(Kind::HELLO, &payload, &[file.as_fd(), half.doorbell.as_fd()])
             }
-            None => control.send(Kind::HELLO, &payload, &[])?,
+            None => control.send(Kind::HELLO, &payload, &[]),
+        };
+        match sent {
+            // A server that refuses at once may have closed before Hello went out; why it did is there
+            // to be read.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            sent => sent?,
         }
         // The segment's descriptor is closed here: its mapping is all this side needs.
         Ok(AwaitingAck { hello: self.hello, own: self.own.map(|(half, _file)| half) })

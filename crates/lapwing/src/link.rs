@@ -7,7 +7,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use lapwing_proto::{
-    Checksum, FrameError, Header, LimitsGranted, MessageId, PeerMisbehaved, WireError, limits,
+    CHECKSUM_RANGE, Checksum, ExtensionError, Extensions, FrameError, Header, LimitsGranted,
+    MessageId, PeerMisbehaved, WireError, limits,
 };
 use lapwing_shm::{
     BadCommit, Bell, Consumer, Doorbell, OwnMemory, PeerMemory, Producer, ReserveError, Sleeper,
@@ -77,7 +78,7 @@ impl Link {
             waking = None;
         }
         let checksum = agreed.checksum;
-        let sending = Sending { out, checksum, payload_max: out_max, scratch: Vec::new() };
+        let sending = Sending { out, checksum, payload_max: out_max, scratch: Box::default() };
         let receiving = Receiving { r#in, checksum, payload_max: in_max };
         Link { agreed, sending, receiving, socket, waking }
     }
@@ -137,7 +138,8 @@ pub(crate) struct Sending {
     out: Out,
     checksum: Checksum,
     payload_max: u32,
-    scratch: Vec<u8>,
+    /// Room for one gathered frame, made when the first is sent.
+    scratch: Box<[u8]>,
 }
 
 #[derive(Debug)]
@@ -169,30 +171,19 @@ impl Sending {
             return Err(SendError::TooLarge(self.payload_max()));
         }
         header.length = payload.len() as u32;
-        if payload.len() + Header::BYTES <= GATHERED_BYTES {
-            let mut frame = std::mem::take(&mut self.scratch);
-            frame.clear();
-            frame.extend_from_slice(&header.encode());
-            frame.extend_from_slice(payload);
-            let sent = self.seal_and_push(&mut frame);
-            self.scratch = frame;
-            return sent;
+        let length = Header::BYTES + payload.len();
+        if length > GATHERED_BYTES {
+            header.checksum = self.checksum.of_parts(&header.encode(), payload);
+            return self.out.push(header.to_words(), payload);
         }
-        let checksum = self.checksum.of_parts(&header.encode(), payload);
-        let head = Header { checksum, ..header }.encode();
-        match &mut self.out {
-            Out::Ring { producer, fresh, .. } => {
-                producer.push_parts(&head, payload)?;
-                *fresh = true;
-                Ok(())
-            }
-            Out::Socket { .. } => {
-                let mut frame = Vec::with_capacity(head.len() + payload.len());
-                frame.extend_from_slice(&head);
-                frame.extend_from_slice(payload);
-                self.push(&frame)
-            }
+        if self.scratch.is_empty() {
+            self.scratch = vec![0; GATHERED_BYTES].into_boxed_slice();
         }
+        let frame = &mut self.scratch[..length];
+        put_words(frame, header.to_words());
+        frame[Header::BYTES..].copy_from_slice(payload);
+        header.checksum = self.checksum.of_zeroed(frame);
+        self.out.push(header.to_words(), payload)
     }
 
     /// As [`Sending::send`], of a frame whose first 24 bytes are kept free for the header.
@@ -207,26 +198,9 @@ impl Sending {
             return Err(SendError::TooLarge(self.payload_max()));
         }
         header.length = length as u32;
-        frame[..Header::BYTES].copy_from_slice(&header.encode());
-        self.seal_and_push(frame)
-    }
-
-    #[inline]
-    fn seal_and_push(&mut self, frame: &mut [u8]) -> Result<(), SendError> {
-        self.checksum.seal(frame);
-        self.push(frame)
-    }
-
-    #[inline]
-    fn push(&mut self, frame: &[u8]) -> Result<(), SendError> {
-        match &mut self.out {
-            Out::Ring { producer, fresh, .. } => {
-                producer.push(frame)?;
-                *fresh = true;
-                Ok(())
-            }
-            Out::Socket { socket, backlog, sent } => send_on_socket(socket, backlog, sent, frame),
-        }
+        put_words(frame, header.to_words());
+        header.checksum = self.checksum.of_zeroed(frame);
+        self.out.push(header.to_words(), &frame[Header::BYTES..])
     }
 
     /// Wakes the peer if it sleeps and something was sent since; on a socket, sends what is left
@@ -234,9 +208,10 @@ impl Sending {
     #[inline]
     pub(crate) fn flush(&mut self) -> Result<(), Broken> {
         match &mut self.out {
-            Out::Ring { bell, fresh, .. } => {
+            Out::Ring { producer, bell, fresh } => {
                 if std::mem::take(fresh) {
                     bell.ring_if_asleep()?;
+                    producer.fetch_ahead();
                 }
                 Ok(())
             }
@@ -260,6 +235,35 @@ impl Sending {
     /// Whether the socket should be watched for room.
     pub(crate) fn has_backlog(&self) -> bool {
         matches!(&self.out, Out::Socket { backlog, .. } if !backlog.is_empty())
+    }
+}
+
+impl Out {
+    #[inline]
+    fn push(&mut self, header: [u64; 3], payload: &[u8]) -> Result<(), SendError> {
+        match self {
+            Out::Ring { producer, fresh, .. } => {
+                producer.push_words(header.map(u64::to_le), payload)?;
+                *fresh = true;
+                Ok(())
+            }
+            Out::Socket { socket, backlog, sent } => {
+                let mut frame = Vec::with_capacity(Header::BYTES + payload.len());
+                frame.resize(Header::BYTES, 0);
+                put_words(&mut frame, header);
+                frame.extend_from_slice(payload);
+                send_on_socket(socket, backlog, sent, &frame)
+            }
+        }
+    }
+}
+
+/// Writes a header's words to the front of a frame, each at once: what reads them next does not have
+/// to wait for narrower stores.
+#[inline]
+fn put_words(frame: &mut [u8], words: [u64; 3]) {
+    for (bytes, word) in frame.chunks_exact_mut(8).zip(words) {
+        bytes.copy_from_slice(&word.to_le_bytes());
     }
 }
 
@@ -345,8 +349,8 @@ enum In {
 }
 
 impl Receiving {
-    /// Takes the next whole frame into `frame` (header and payload), checked; `None` when there is
-    /// none yet.
+    /// Takes the next whole frame into `frame` (header, its checksum field zero, and payload),
+    /// checked; `None` when there is none yet.
     #[inline]
     pub(crate) fn next(&mut self, frame: &mut Vec<u8>) -> Result<Option<Header>, Broken> {
         frame.clear();
@@ -356,8 +360,11 @@ impl Receiving {
                 take_from_socket(socket, buffer, start, end, self.payload_max, frame)?
             }
         };
-        if header.is_some() {
-            self.checksum.check_in_place(frame)?;
+        if let Some(header) = &header {
+            let expected = self.checksum.of_zeroed(frame);
+            if expected != header.checksum {
+                return Err(FrameError::Checksum { expected, found: header.checksum }.into());
+            }
         }
         Ok(header)
     }
@@ -408,16 +415,18 @@ fn take_record(
         let error = WireError::FrameTooLong;
         return Err(Broken::Misbehaved(PeerMisbehaved { error, detail: "a record is too long" }));
     }
-    // One copy of all that the record can hold, then only the copy is looked at.
-    record.append(0, record.body_bytes_max(), frame);
-    let head = frame.first_chunk().expect("a record has room for a header");
-    let header = Header::decode(head, payload_max)?;
+    // Each word of the header is loaded once; then the copy alone is looked at.
+    let words = record.read_words().map(u64::from_le);
+    let header = Header::from_words(words, payload_max)?;
     let length = Header::BYTES + header.length as usize;
     if layout::record_span(length) != span {
         let detail = "a commit word disagrees with its frame's length";
         return Err(Broken::Misbehaved(PeerMisbehaved { error: WireError::BadRing, detail }));
     }
-    frame.truncate(length);
+    let zeroed = [words[0], words[1], words[2] & u64::from(u32::MAX)];
+    frame.extend_from_slice(&[0; Header::BYTES]);
+    put_words(frame, zeroed);
+    record.append(Header::BYTES, header.length as usize, frame);
     if record.release() {
         bell.ring_if_asleep()?;
     }
@@ -440,6 +449,7 @@ fn take_from_socket(
             wanted += header.length as usize;
             if here.len() >= wanted {
                 frame.extend_from_slice(&here[..wanted]);
+                frame[CHECKSUM_RANGE].fill(0);
                 *start += wanted;
                 return Ok(Some(header));
             }
@@ -478,3 +488,23 @@ pub(crate) fn call_header(
 ) -> Header {
     Header { flags, kind, length: 0, id, checksum: 0 }
 }
+
+/// Takes the extension block out of a frame whose header announces one. Entries that this version
+/// does not act on are skipped.
+///
+/// # Errors
+///
+/// What keeps the frame from being understood; it is as it was then.
+#[cold]
+pub(crate) fn strip_extensions(frame: &mut Vec<u8>) -> Result<(), ExtensionError> {
+    let (extensions, rest) = Extensions::parse(&frame[Header::BYTES..])?;
+    if extensions.bulk().is_some() {
+        return Err(ExtensionError::UnknownCritical(BULK));
+    }
+    let end = frame.len() - rest.len();
+    frame.drain(Header::BYTES..end);
+    Ok(())
+}
+
+/// The type of a bulk descriptor, which this version does not take.
+const BULK: u8 = 0x83;

@@ -1,81 +1,79 @@
 //! Bytes of a message that have been copied out of the transport.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use lapwing_proto::Header;
 
-/// Payloads up to this many bytes are kept inside [`Payload`] itself.
-const INLINE_BYTES: usize = 102;
+/// Frame buffers that a thread keeps for reuse.
+const KEPT_BUFFERS: usize = 8;
 
-/// Buffers a pool keeps for reuse.
-const POOLED_BUFFERS: usize = 16;
+/// The largest buffer kept, in bytes; larger ones are freed.
+const KEPT_BYTES: usize = 80 * 1024;
 
-/// The largest buffer a pool keeps, in bytes; larger ones are freed.
-const POOLED_BYTES: usize = 80 * 1024;
+thread_local! {
+    /// Buffers of payloads that were dropped on this thread. A thread that receives and drops, as a
+    /// client's and an inline server's do, allocates nothing; payloads that are dropped elsewhere take
+    /// their buffers along.
+    static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The payload of a request or a reply. Its bytes are private to this process.
 ///
-/// Small payloads are held in place; larger ones in a buffer that goes back to the connection's pool
-/// on drop, so that a steady flow of calls allocates nothing.
-pub struct Payload(Repr);
-
-enum Repr {
-    Inline { length: u8, bytes: [u8; INLINE_BYTES] },
-    Owned(Vec<u8>),
-    Pooled { frame: Vec<u8>, pool: Arc<BufferPool> },
+/// Its buffer goes back to the thread it is dropped on, so that a steady flow of calls allocates
+/// nothing.
+pub struct Payload {
+    bytes: Vec<u8>,
+    /// Bytes in front of the payload: a frame's header, or none.
+    start: usize,
 }
 
 impl Payload {
     /// An empty payload.
     #[must_use]
     pub const fn empty() -> Payload {
-        Payload(Repr::Inline { length: 0, bytes: [0; INLINE_BYTES] })
+        Payload { bytes: Vec::new(), start: 0 }
     }
 
     /// The bytes.
     #[must_use]
+    #[inline]
     pub fn bytes(&self) -> &[u8] {
-        match &self.0 {
-            Repr::Inline { length, bytes } => &bytes[..usize::from(*length)],
-            Repr::Owned(bytes) => bytes,
-            Repr::Pooled { frame, .. } => &frame[Header::BYTES..],
-        }
+        &self.bytes[self.start..]
     }
 
     /// The bytes in a vector of their own.
     #[must_use]
     pub fn into_vec(mut self) -> Vec<u8> {
-        match &mut self.0 {
-            Repr::Owned(bytes) => std::mem::take(bytes),
-            _ => self.bytes().to_vec(),
-        }
+        if self.start == 0 { std::mem::take(&mut self.bytes) } else { self.bytes().to_vec() }
     }
 
-    /// Takes the payload of the frame in `frame`, which holds a header and then the payload. A
-    /// small one is copied and `frame` stays; else `frame` is swapped for one of the pool's.
-    pub(crate) fn take_from(frame: &mut Vec<u8>, pool: &Arc<BufferPool>) -> Payload {
-        let payload = &frame[Header::BYTES..];
-        if payload.len() <= INLINE_BYTES {
-            return Payload::inline(payload);
-        }
-        let frame = std::mem::replace(frame, pool.take());
-        Payload(Repr::Pooled { frame, pool: Arc::clone(pool) })
-    }
-
-    fn inline(payload: &[u8]) -> Payload {
-        let mut bytes = [0; INLINE_BYTES];
-        bytes[..payload.len()].copy_from_slice(payload);
-        Payload(Repr::Inline { length: payload.len() as u8, bytes })
+    /// Takes the payload of the frame in `frame`, which holds a header and then the payload, and
+    /// leaves an empty buffer there.
+    #[inline]
+    pub(crate) fn take_from(frame: &mut Vec<u8>) -> Payload {
+        let spare = KEPT.try_with(|kept| kept.borrow_mut().pop()).ok().flatten();
+        let bytes = std::mem::replace(frame, spare.unwrap_or_default());
+        Payload { bytes, start: Header::BYTES }
     }
 }
 
 impl Drop for Payload {
+    #[inline]
     fn drop(&mut self) {
-        if let Repr::Pooled { frame, pool } = &mut self.0 {
-            pool.give_back(std::mem::take(frame));
+        let mut bytes = std::mem::take(&mut self.bytes);
+        if bytes.capacity() == 0 || bytes.capacity() > KEPT_BYTES {
+            return;
         }
+        bytes.clear();
+        // A thread that is ending keeps nothing.
+        let _ = KEPT.try_with(|kept| {
+            let mut kept = kept.borrow_mut();
+            if kept.len() < KEPT_BUFFERS {
+                kept.push(bytes);
+            }
+        });
     }
 }
 
@@ -95,13 +93,13 @@ impl AsRef<[u8]> for Payload {
 
 impl From<Vec<u8>> for Payload {
     fn from(bytes: Vec<u8>) -> Payload {
-        Payload(Repr::Owned(bytes))
+        Payload { bytes, start: 0 }
     }
 }
 
 impl From<&[u8]> for Payload {
     fn from(bytes: &[u8]) -> Payload {
-        if bytes.len() <= INLINE_BYTES { Payload::inline(bytes) } else { bytes.to_vec().into() }
+        bytes.to_vec().into()
     }
 }
 
@@ -118,27 +116,6 @@ impl fmt::Debug for Payload {
     }
 }
 
-/// Frame buffers of one connection, kept for reuse within bounds.
-#[derive(Debug, Default)]
-pub(crate) struct BufferPool(Mutex<Vec<Vec<u8>>>);
-
-impl BufferPool {
-    fn take(&self) -> Vec<u8> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
-    }
-
-    fn give_back(&self, mut buffer: Vec<u8>) {
-        if buffer.capacity() > POOLED_BYTES {
-            return;
-        }
-        buffer.clear();
-        let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if buffers.len() < POOLED_BUFFERS {
-            buffers.push(buffer);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,40 +128,36 @@ mod tests {
 
     #[test]
     fn payload_of_every_small_length_keeps_its_bytes() {
-        let pool = Arc::new(BufferPool::default());
         for length in 0..300 {
             let bytes: Vec<u8> = (0..length).map(|i| i as u8).collect();
-            let payload = Payload::take_from(&mut frame(&bytes), &pool);
+            let payload = Payload::take_from(&mut frame(&bytes));
             assert_eq!(payload.bytes(), bytes);
             assert_eq!(payload.into_vec(), bytes);
-            assert_eq!(Payload::from(&bytes[..]).bytes(), bytes);
+            assert_eq!(Payload::from(bytes.clone()).into_vec(), bytes);
         }
     }
 
     #[test]
-    fn large_payload_gives_its_buffer_back_and_the_next_uses_it() {
-        let pool = Arc::new(BufferPool::default());
-        let mut scratch = frame(&[7; 5000]);
-        let first = Payload::take_from(&mut scratch, &pool);
-        assert_eq!(scratch.capacity(), 0, "the pool was empty");
+    fn dropped_payload_gives_its_buffer_to_the_next() {
+        let first = Payload::take_from(&mut frame(&[7; 5000]));
         let address = first.bytes().as_ptr();
         drop(first);
-        scratch = frame(&[8; 5000]);
-        let _second = Payload::take_from(&mut scratch, &pool);
+        let mut scratch = frame(&[8; 5000]);
+        let _second = Payload::take_from(&mut scratch);
         assert_eq!(scratch.as_ptr().wrapping_add(Header::BYTES), address);
         assert!(scratch.is_empty());
     }
 
     #[test]
-    fn pool_keeps_a_bounded_number_of_bounded_buffers() {
-        let pool = BufferPool::default();
+    fn a_thread_keeps_a_bounded_number_of_bounded_buffers() {
         for _ in 0..100 {
-            pool.give_back(Vec::with_capacity(1000));
+            drop(Payload::from(vec![0; 1000]));
         }
-        assert_eq!(pool.0.lock().unwrap().len(), POOLED_BUFFERS);
-        let pool = BufferPool::default();
-        pool.give_back(Vec::with_capacity(POOLED_BYTES + 1));
-        assert!(pool.0.lock().unwrap().is_empty());
+        drop(Payload::from(Vec::with_capacity(KEPT_BYTES + 1)));
+        KEPT.with_borrow(|kept| {
+            assert_eq!(kept.len(), KEPT_BUFFERS);
+            assert!(kept.iter().all(|buffer| buffer.capacity() <= KEPT_BYTES));
+        });
     }
 
     #[test]

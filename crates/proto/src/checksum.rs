@@ -130,9 +130,10 @@ impl Checksum {
         if found == expected { Ok(()) } else { Err(FrameError::Checksum { expected, found }) }
     }
 
-    /// The checksum of a frame whose checksum field is zero.
+    /// The checksum of a whole frame whose checksum field is known to be zero; 0 for `Off`.
     #[inline]
-    fn of_zeroed(self, frame: &[u8]) -> u32 {
+    #[must_use]
+    pub fn of_zeroed(self, frame: &[u8]) -> u32 {
         match self {
             Checksum::Off => 0,
             Checksum::Crc32 => crc_fast::crc32_iso_hdlc(frame),

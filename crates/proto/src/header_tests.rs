@@ -97,7 +97,11 @@ proptest! {
     ) {
         let good: Vec<u8> = MAGIC.into_iter().chain([VERSION, 0]).collect();
         bytes[..prefix].copy_from_slice(&good[..prefix]);
+        let word = |n: usize| u64::from_le_bytes(*bytes[8 * n..].first_chunk().unwrap());
+        let words = [word(0), word(1), word(2)];
+        prop_assert_eq!(Header::from_words(words, max), Header::decode(&bytes, max));
         if let Ok(header) = Header::decode(&bytes, max) {
+            prop_assert_eq!(header.to_words(), words);
             prop_assert_eq!(header.encode(), bytes);
             prop_assert!(header.length <= max);
         }

@@ -96,6 +96,14 @@ mod real {
             self.0.word(offset).store(value, ordering);
         }
 
+        /// Stores words side by side from `offset` on, each at once. As [`OwnMemory::write`].
+        #[inline]
+        pub(crate) fn write_words<const N: usize>(&mut self, offset: usize, words: [u64; N]) {
+            for (n, word) in words.into_iter().enumerate() {
+                self.store(offset + 8 * n, word, Ordering::Relaxed);
+            }
+        }
+
         /// Writes bytes. Only the ring's producer does, into lines that it has reserved: the peer
         /// does not read them before the commit word is published with release.
         #[inline]
@@ -136,6 +144,12 @@ mod real {
         #[inline]
         pub(crate) fn load(&self, offset: usize, ordering: Ordering) -> u64 {
             self.0.word(offset).load(ordering)
+        }
+
+        /// Loads words that lie side by side from `offset` on, each at once and only once.
+        #[inline]
+        pub(crate) fn read_words<const N: usize>(&self, offset: usize) -> [u64; N] {
+            std::array::from_fn(|n| self.load(offset + 8 * n, Ordering::Relaxed))
         }
 
         /// Copies bytes out. They are whatever the peer has there while the copy runs.
@@ -253,6 +267,12 @@ mod model {
             self.0.word(offset).store(value, ordering);
         }
 
+        pub(crate) fn write_words<const N: usize>(&mut self, offset: usize, words: [u64; N]) {
+            for (n, word) in words.into_iter().enumerate() {
+                self.write(offset + 8 * n, &word.to_le_bytes());
+            }
+        }
+
         pub(crate) fn write(&mut self, offset: usize, bytes: &[u8]) {
             by_line(offset, bytes.len(), |line, within, range| {
                 let line = self.0.line(line);
@@ -281,6 +301,14 @@ mod model {
 
         pub(crate) fn load(&self, offset: usize, ordering: Ordering) -> u64 {
             self.0.word(offset).load(ordering)
+        }
+
+        pub(crate) fn read_words<const N: usize>(&self, offset: usize) -> [u64; N] {
+            std::array::from_fn(|n| {
+                let mut word = [0; 8];
+                self.read(offset + 8 * n, &mut word);
+                u64::from_le_bytes(word)
+            })
         }
 
         pub(crate) fn read(&self, offset: usize, into: &mut [u8]) {

@@ -11,8 +11,9 @@ use crate::sys;
 /// woken on another core costs (measured at 43 to 52 us a round trip; `docs/memory.md`).
 pub const SPIN_BOUND: Duration = Duration::from_micros(50);
 
-/// Polls before the first `pause` (25 ns here, longer than a line's way from a near core).
-const EAGER_POLLS: u32 = 256;
+/// Polls before the first `pause` and the first look at the clock (about 25 ns each): about a
+/// microsecond, which a busy conversation's next message does not exceed.
+const EAGER_POLLS: u32 = 1024;
 
 /// Polls with `pause` between two looks at the clock.
 const POLLS_PER_CLOCK: u32 = 16;

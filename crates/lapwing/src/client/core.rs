@@ -21,8 +21,9 @@ use crate::error::{CallError, Delivered, EndReason};
 use crate::handshake::plain;
 use crate::link::{
     Agreed, Broken, Link, Receiving, SendError, Sending, call_header, connection_header,
+    strip_extensions,
 };
-use crate::payload::{BufferPool, Payload};
+use crate::payload::Payload;
 use crate::platform;
 
 /// Locks, also after a panic elsewhere: every critical section leaves its value whole.
@@ -34,7 +35,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Reply(Payload),
-    Status(Status),
+    // Boxed: it is rare, and the reply moves through several hands.
+    Status(Box<Status>),
     Ended,
 }
 
@@ -86,7 +88,6 @@ pub(crate) struct Core {
     /// The server said goodbye: no new calls.
     draining: AtomicBool,
     end: OnceLock<EndReason>,
-    pool: Arc<BufferPool>,
 }
 
 /// Why a call or message did not start.
@@ -128,7 +129,6 @@ impl Core {
             room_wanted: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             end: OnceLock::new(),
-            pool: Arc::default(),
         }
     }
 
@@ -326,7 +326,7 @@ impl Core {
     pub(crate) fn conclude(&self, outcome: Outcome) -> Result<Payload, CallError> {
         match outcome {
             Outcome::Reply(payload) => Ok(payload),
-            Outcome::Status(status) => Err(status.into()),
+            Outcome::Status(status) => Err((*status).into()),
             Outcome::Ended => {
                 let reason = self.end.get().cloned().unwrap_or(EndReason::Vanished);
                 Err(reason.error(Delivered::Maybe))
@@ -349,7 +349,10 @@ impl Core {
 
     /// Ends the connection for everybody, telling the peer when it is to blame.
     pub(crate) fn finish(&self, broken: &Broken) {
-        if let Broken::Misbehaved(peer) = broken {
+        // Once: who sees the end later finds the bad frame still standing there.
+        if let Broken::Misbehaved(peer) = broken
+            && self.end.get().is_none()
+        {
             let mut outbox = lock(&self.outbox);
             let payload = Goodbye::new(peer.error, peer.detail).encode();
             let _ = outbox.sending.send(connection_header(Kind::GOODBYE), &payload);
@@ -426,7 +429,27 @@ impl Core {
         frame: &mut Vec<u8>,
         mine: Option<MessageId>,
     ) -> Result<Option<Outcome>, Broken> {
+        let outcome = self.outcome(header, frame)?;
         let mut outbox = lock(&self.outbox);
+        if mine == Some(header.id) {
+            return match self.close_call(&mut outbox, header.id) {
+                Some(Call::Waiting { kind, begun, .. }) => {
+                    check_kind(kind, header.kind)?;
+                    self.counters.received(header.length as usize, begun);
+                    Ok(Some(outcome))
+                }
+                // Another leader delivered the first one before; this is a second.
+                Some(Call::Done(first)) => {
+                    self.counters.late();
+                    Ok(Some(first))
+                }
+                Some(Call::Abandoned) => {
+                    self.counters.late();
+                    Ok(None)
+                }
+                None => Ok(Some(Outcome::Ended)),
+            };
+        }
         let call = match outbox.calls.find(header.id) {
             Lookup::Live(call) => call,
             Lookup::Ended => {
@@ -435,12 +458,17 @@ impl Core {
             }
             Lookup::NeverIssued => return Err(misbehaved(WireError::UnknownCall, "")),
         };
-        let (waker, begun) = match call {
+        let waker = match call {
             Call::Waiting { waker, kind, begun } => {
                 check_kind(*kind, header.kind)?;
-                (waker.take(), *begun)
+                self.counters.received(header.length as usize, *begun);
+                waker.take()
             }
-            Call::Done(_) => return Err(misbehaved(WireError::UnknownCall, "a second response")),
+            // A second response: the call has ended, whether its caller has looked yet or not.
+            Call::Done(_) => {
+                self.counters.late();
+                return Ok(None);
+            }
             Call::Abandoned => {
                 self.close_call(&mut outbox, header.id);
                 drop(outbox);
@@ -449,13 +477,7 @@ impl Core {
                 return Ok(None);
             }
         };
-        let outcome = self.outcome(header, frame)?;
-        self.counters.received(header.length as usize, begun);
-        if mine == Some(header.id) {
-            self.close_call(&mut outbox, header.id);
-            return Ok(Some(outcome));
-        }
-        *call_slot(&mut outbox, header.id) = Call::Done(outcome);
+        *call = Call::Done(outcome);
         drop(outbox);
         if let Some(waker) = waker {
             waker.wake();
@@ -468,13 +490,17 @@ impl Core {
         if header.flags.intersects(UNSUPPORTED) {
             return Err(misbehaved(WireError::BadFlags, "a flag that was not agreed on"));
         }
+        if header.flags.contains(Flags::EXTENDED) && strip_extensions(frame).is_err() {
+            let detail = "a response's extension block cannot be understood";
+            return Err(misbehaved(WireError::BadExtension, detail));
+        }
         if header.flags.contains(Flags::ERROR) {
             self.counters.failed();
             let status = Status::decode(&frame[Header::BYTES..])
                 .map_err(|_| misbehaved(WireError::BadMessage, "its status cannot be read"))?;
-            return Ok(Outcome::Status(status));
+            return Ok(Outcome::Status(Box::new(status)));
         }
-        Ok(Outcome::Reply(Payload::take_from(frame, &self.pool)))
+        Ok(Outcome::Reply(Payload::take_from(frame)))
     }
 
     #[cold]
@@ -518,7 +544,7 @@ impl Core {
 }
 
 /// Flags that need something this version has not agreed on.
-const UNSUPPORTED: Flags = Flags::COMPRESSED.union(Flags::STREAM).union(Flags::EXTENDED);
+const UNSUPPORTED: Flags = Flags::COMPRESSED.union(Flags::STREAM);
 
 fn misbehaved(error: WireError, detail: &'static str) -> Broken {
     Broken::Misbehaved(PeerMisbehaved { error, detail })
@@ -531,13 +557,6 @@ fn check_kind(asked: Kind, answered: Kind) -> Result<(), Broken> {
         return Ok(());
     }
     Err(misbehaved(WireError::BadKind, "a response has another kind than its request"))
-}
-
-fn call_slot(outbox: &mut Outbox, id: MessageId) -> &mut Call {
-    match outbox.calls.find(id) {
-        Lookup::Live(call) => call,
-        Lookup::Ended | Lookup::NeverIssued => unreachable!("found under the same lock"),
-    }
 }
 
 impl Inbox {

@@ -99,7 +99,15 @@ impl Driver {
         if warm && wanted && looking {
             inbox.disarm();
             let quiet = self.quiet_since.get_or_insert_with(Instant::now).elapsed();
-            if quiet < SPIN_BOUND || inbox.spinner.policy() == Spin::Always {
+            if quiet < SPIN_BOUND {
+                return Ok(Rest::Look);
+            }
+            if inbox.spinner.policy() == Spin::Always {
+                // One that never sleeps looks now and then whether the server is still there.
+                if quiet >= LINGER && self.core.doorbell.is_some() {
+                    self.quiet_since = None;
+                    self.core.look_at_socket()?;
+                }
                 return Ok(Rest::Look);
             }
         }

@@ -18,13 +18,18 @@ use super::router::Route;
 use super::stats::Tally;
 use super::{Phase, Shared};
 use crate::client::{LINGER, lock};
-use crate::link::{Broken, Link, Receiving, SendError, Sending, call_header, connection_header};
-use crate::payload::{BufferPool, Payload};
+use crate::link::{
+    Broken, Link, Receiving, SendError, Sending, call_header, connection_header, strip_extensions,
+};
+use crate::payload::Payload;
 use crate::platform;
 use crate::waking::{Bells, yield_to_others};
 
-/// Frames handled before other tasks of the runtime get their turn.
-const FRAMES_PER_TURN: usize = 128;
+/// Frames handled in one turn, at most.
+const FRAMES_PER_TURN: usize = 64;
+
+/// Turns before other tasks of the runtime get theirs.
+const TURNS: usize = 16;
 
 /// How long a connection looks in place before others get their turn.
 const LOOK_IN_PLACE: Duration = Duration::from_micros(4);
@@ -63,7 +68,6 @@ pub(crate) struct Connection {
     receiving: Receiving,
     frame: Vec<u8>,
     reply: Vec<u8>,
-    pool: Arc<BufferPool>,
     socket: Arc<UnixStream>,
     doorbell: Option<Arc<Doorbell>>,
     sleeper: Option<Sleeper>,
@@ -122,7 +126,6 @@ impl Connection {
             receiving,
             frame: Vec::new(),
             reply: Vec::new(),
-            pool: Arc::default(),
             socket,
             doorbell,
             sleeper,
@@ -162,12 +165,18 @@ impl Connection {
 
     async fn serve(&mut self) -> Result<(), Broken> {
         let mut quiet_since: Option<Instant> = None;
+        let mut turns = 0;
         loop {
             let progress = poll_fn(|cx| Poll::Ready(self.handle_frames(cx))).await?;
             match progress {
                 Progress::Frames => {
                     quiet_since = None;
-                    yield_to_others().await;
+                    turns += 1;
+                    if turns == TURNS {
+                        turns = 0;
+                        yield_to_others().await;
+                    }
+                    // A full turn may have left frames in a socket's buffer, which no edge tells of.
                     continue;
                 }
                 Progress::Blocked(header) => {
@@ -328,7 +337,7 @@ impl Connection {
         }
         if !matches!(progress, Progress::Nothing) {
             lock(&self.out.outbox).sending.flush()?;
-            while self.calls.try_join_next().is_some() {}
+            while !self.calls.is_empty() && self.calls.try_join_next().is_some() {}
         }
         Ok(progress)
     }
@@ -355,6 +364,11 @@ impl Connection {
         if header.kind.is_connection() {
             return self.handle_connection_frame(header);
         }
+        if flags.contains(Flags::EXTENDED)
+            && let Err(error) = strip_extensions(&mut self.frame)
+        {
+            return self.fail(header, &Status::invalid_argument(error.to_string()));
+        }
         let Some(route) = shared.router.find(header.kind) else {
             let status = Status::unimplemented(format!("there is no method {}", header.kind));
             return self.fail(header, &status);
@@ -375,7 +389,7 @@ impl Connection {
             Handler::Async(handler) => {
                 let request = Request {
                     kind: header.kind.number(),
-                    payload: Payload::take_from(&mut self.frame, &self.pool),
+                    payload: Payload::take_from(&mut self.frame),
                     caller: Arc::clone(&self.caller),
                     reply_bytes_max: lock(&self.out.outbox).sending.payload_max(),
                 };
@@ -577,7 +591,7 @@ impl Connection {
 }
 
 /// Flags that need something this version has not agreed on.
-const UNSUPPORTED: Flags = Flags::COMPRESSED.union(Flags::STREAM).union(Flags::EXTENDED);
+const UNSUPPORTED: Flags = Flags::COMPRESSED.union(Flags::STREAM);
 
 fn misbehaved(error: WireError, detail: &'static str) -> Broken {
     Broken::Misbehaved(PeerMisbehaved { error, detail })

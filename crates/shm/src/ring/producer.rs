@@ -4,6 +4,10 @@ use crate::layout::{self, COMMIT_BYTES, FIRST_LINE_BODY_BYTES, LINE_BYTES};
 use crate::memory::{OwnMemory, PeerMemory};
 use crate::sync::Ordering;
 
+/// Lines that [`Producer::fetch_ahead`] takes: a 64-byte payload's second line, and the next
+/// record's first.
+const LINES_AHEAD: u64 = 2;
+
 /// Writes records into this side's ring. See the module's invariants R1 to R3.
 #[derive(Debug)]
 pub struct Producer {
@@ -96,26 +100,28 @@ impl Producer {
         Ok(())
     }
 
-    /// As [`Producer::push`], with the body in two pieces: `head` fits the first line.
+    /// As [`Producer::push`], of a body that begins with three 64-bit words, stored in this
+    /// machine's byte order, each at once.
     ///
     /// # Errors
     ///
     /// See [`ReserveError`]; nothing was written then.
-    ///
-    /// # Panics
-    ///
-    /// If `head` is longer than a first line's body, 56 bytes.
     #[inline]
-    pub fn push_parts(&mut self, head: &[u8], tail: &[u8]) -> Result<(), ReserveError> {
-        assert!(head.len() <= FIRST_LINE_BODY_BYTES);
-        let span = self.make_room(head.len() + tail.len())?;
+    pub fn push_words(&mut self, head: [u64; 3], tail: &[u8]) -> Result<(), ReserveError> {
+        const HEAD_BYTES: usize = size_of::<[u64; 3]>();
+        const FIRST: usize = FIRST_LINE_BODY_BYTES - HEAD_BYTES;
+        let span = self.make_room(HEAD_BYTES + tail.len())?;
         let at = self.offset(self.position);
-        let split = tail.len().min(FIRST_LINE_BODY_BYTES - head.len());
-        let (first, later) = tail.split_at(split);
-        self.own.write(at + LINE_BYTES, later);
-        self.clear_next(span);
-        self.own.write(at + COMMIT_BYTES, head);
-        self.own.write(at + COMMIT_BYTES + head.len(), first);
+        // Of a constant length where it can be: a few moves instead of a call.
+        if let Some((first, later)) = tail.split_first_chunk::<FIRST>() {
+            self.own.write(at + LINE_BYTES, later);
+            self.clear_next(span);
+            self.own.write(at + COMMIT_BYTES + HEAD_BYTES, first);
+        } else {
+            self.clear_next(span);
+            self.own.write(at + COMMIT_BYTES + HEAD_BYTES, tail);
+        }
+        self.own.write_words(at + COMMIT_BYTES, head);
         self.publish(span);
         Ok(())
     }
@@ -130,6 +136,22 @@ impl Producer {
             Ok(_) => Ok(true),
             Err(ReserveError::Full) => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the lines behind the next record's first one back from the peer's cache while there is
+    /// time, so that the next burst does not wait for them. Call it when nothing more is to be
+    /// published at once. The first line is left alone: the peer polls it.
+    ///
+    /// The words stored are of free space, which nobody reads before it is written again.
+    #[inline]
+    pub fn fetch_ahead(&mut self) {
+        for line in 1..=LINES_AHEAD {
+            let position = self.position + line * LINE_BYTES as u64;
+            if position + LINE_BYTES as u64 - self.consumed > self.mask + 1 {
+                return;
+            }
+            self.own.store(self.offset(position), 0, Ordering::Relaxed);
         }
     }
 

@@ -38,9 +38,12 @@ fn records_of_every_small_length_come_out_as_they_went_in_over_many_laps() {
         let sent = body(n, bytes);
         match n % 3 {
             0 => producer.push(&sent).unwrap(),
-            1 => {
-                let (head, tail) = sent.split_at(bytes.min(24));
-                producer.push_parts(head, tail).unwrap();
+            1 if bytes >= 24 => {
+                let (head, tail) = sent.split_first_chunk::<24>().unwrap();
+                let word = |n: usize| u64::from_ne_bytes(head[8 * n..][..8].try_into().unwrap());
+                producer.push_words([word(0), word(1), word(2)], tail).unwrap();
+                let record = consumer.peek().unwrap().unwrap();
+                assert_eq!(record.read_words(), [word(0), word(1), word(2)]);
             }
             _ => {
                 let mut reservation = producer.reserve(bytes).unwrap();
