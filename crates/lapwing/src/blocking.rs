@@ -7,15 +7,15 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use lapwing_proto::{Description, Kind, MessageId};
+use lapwing_proto::{Description, Kind};
 use lapwing_shm::{Poller, Spin};
 
-use crate::client::{Core, Inbox, LINGER, Outcome, Outgoing, StartError, lock, state_of};
+use crate::client::{Core, Inbox, LINGER, Outcome, Outgoing, StartError, Started, lock, state_of};
 use crate::control::ControlSocket;
 use crate::endpoint;
 use crate::error::{CallError, ConnectError};
@@ -129,8 +129,8 @@ impl IpcClient {
     /// [`CallError`] when the request was not sent.
     pub fn submit(&self, kind: u16, payload: &[u8]) -> Result<PendingCall<'_>, CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        let id = self.start(|core| core.start_call(Outgoing { kind, payload }))?;
-        Ok(PendingCall { client: self, id: Some(id) })
+        let call = self.start(|core| core.start_call(Outgoing { kind, payload }))?;
+        Ok(PendingCall { client: self, call: Some(call) })
     }
 
     /// Sends a message that has no reply. Waits while there is no room for it.
@@ -210,8 +210,8 @@ impl IpcClient {
     }
 
     fn call_kind(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
-        let id = self.start(|core| core.start_call(Outgoing { kind, payload }))?;
-        self.shared.core.conclude(self.wait_for(id))
+        let call = self.start(|core| core.start_call(Outgoing { kind, payload }))?;
+        self.shared.core.conclude(self.wait_for(&call))
     }
 
     /// Starts something, waiting for room as often as it takes.
@@ -229,18 +229,19 @@ impl IpcClient {
         }
     }
 
-    fn wait_for(&self, id: MessageId) -> Outcome {
+    fn wait_for(&self, call: &Started) -> Outcome {
         let core = &self.shared.core;
         loop {
             if let Ok(mut inbox) = core.inbox.try_lock() {
-                let done = || core.poll_call(id, None);
-                let outcome = self.lead(&mut inbox, Some(id), |found| found, done);
+                let done = || core.poll_call(call.id, None);
+                let outcome = self.lead(&mut inbox, Some(call), |found| found, done);
                 drop(inbox);
                 self.hand_over();
                 return outcome;
             }
             let waker = thread_waker();
-            if let Some(outcome) = self.follow(|| core.poll_call(id, Some(&waker))) {
+            if let Some(outcome) = self.follow(|| core.poll_call(call.id, Some(&waker))) {
+                core.taken();
                 return outcome;
             }
         }
@@ -269,23 +270,23 @@ impl IpcClient {
     /// registered this thread's waker.
     fn follow<T>(&self, done: impl Fn() -> Option<T>) -> Option<T> {
         let followers = &self.shared.followers;
-        followers.fetch_add(1, Ordering::SeqCst);
-        // Pairs with the fence in `hand_over`: either this sees the leader gone, or the leader sees
-        // this follower.
-        fence(Ordering::SeqCst);
+        followers.fetch_add(1, Ordering::Relaxed);
+        // As in invariant T of the core: either this finds the receiving half free, or the leader that
+        // has just left it finds this follower.
+        self.shared.core.meet();
         let mut answer = done();
         if answer.is_none() && self.shared.core.inbox.try_lock().is_err() {
             thread::park();
             answer = done();
         }
-        followers.fetch_sub(1, Ordering::SeqCst);
+        followers.fetch_sub(1, Ordering::Relaxed);
         answer
     }
 
     /// A leader has left: one of the others leads on.
     #[inline]
     fn hand_over(&self) {
-        fence(Ordering::SeqCst);
+        self.shared.core.taken();
         if self.shared.followers.load(Ordering::Relaxed) > 0
             && let Some(waker) = self.shared.core.any_waiting()
         {
@@ -298,7 +299,7 @@ impl IpcClient {
     fn lead<T>(
         &self,
         inbox: &mut Inbox,
-        mine: Option<MessageId>,
+        mine: Option<&Started>,
         found: impl Fn(Outcome) -> T,
         done: impl Fn() -> Option<T>,
     ) -> T {
@@ -371,7 +372,7 @@ impl IpcClient {
 #[must_use = "a pending call that is dropped gives its reply up"]
 pub struct PendingCall<'a> {
     client: &'a IpcClient,
-    id: Option<MessageId>,
+    call: Option<Started>,
 }
 
 impl PendingCall<'_> {
@@ -381,15 +382,15 @@ impl PendingCall<'_> {
     ///
     /// As [`IpcClient::call_raw`].
     pub fn collect(mut self) -> Result<Payload, CallError> {
-        let id = self.id.take().expect("collected or dropped once");
-        self.client.shared.core.conclude(self.client.wait_for(id))
+        let call = self.call.take().expect("collected or dropped once");
+        self.client.shared.core.conclude(self.client.wait_for(&call))
     }
 }
 
 impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
-        if let Some(id) = self.id {
-            self.client.shared.core.abandon(id);
+        if let Some(call) = self.call {
+            self.client.shared.core.abandon(call.id);
         }
     }
 }

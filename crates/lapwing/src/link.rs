@@ -102,15 +102,15 @@ pub(crate) enum Broken {
     Misbehaved(PeerMisbehaved),
     /// The socket ended.
     Ended,
-    /// The system's.
-    Failed(String),
+    /// The system's. Boxed: results of the hot path carry this type.
+    Failed(Box<str>),
 }
 
 impl From<io::Error> for Broken {
     fn from(error: io::Error) -> Broken {
         match error.kind() {
             ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Broken::Ended,
-            _ => Broken::Failed(error.to_string()),
+            _ => Broken::Failed(error.to_string().into()),
         }
     }
 }
@@ -165,7 +165,7 @@ impl Sending {
     }
 
     /// Sends one frame or none of it. Call [`Sending::flush`] after the last of a batch.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send(&mut self, mut header: Header, payload: &[u8]) -> Result<(), SendError> {
         if payload.len() > self.payload_max as usize {
             return Err(SendError::TooLarge(self.payload_max()));
@@ -187,7 +187,7 @@ impl Sending {
     }
 
     /// As [`Sending::send`], of a frame whose first 24 bytes are kept free for the header.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send_in_place(
         &mut self,
         mut header: Header,
@@ -239,7 +239,7 @@ impl Sending {
 }
 
 impl Out {
-    #[inline]
+    #[inline(always)]
     fn push(&mut self, header: [u64; 3], payload: &[u8]) -> Result<(), SendError> {
         match self {
             Out::Ring { producer, fresh, .. } => {
@@ -260,7 +260,7 @@ impl Out {
 
 /// Writes a header's words to the front of a frame, each at once: what reads them next does not have
 /// to wait for narrower stores.
-#[inline]
+#[inline(always)]
 fn put_words(frame: &mut [u8], words: [u64; 3]) {
     for (bytes, word) in frame.chunks_exact_mut(8).zip(words) {
         bytes.copy_from_slice(&word.to_le_bytes());
@@ -351,7 +351,7 @@ enum In {
 impl Receiving {
     /// Takes the next whole frame into `frame` (header, its checksum field zero, and payload),
     /// checked; `None` when there is none yet.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn next(&mut self, frame: &mut Vec<u8>) -> Result<Option<Header>, Broken> {
         frame.clear();
         let header = match &mut self.r#in {
@@ -400,7 +400,7 @@ impl Receiving {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn take_record(
     consumer: &mut Consumer,
     bell: &Bell<Doorbell>,

@@ -131,7 +131,7 @@ impl Checksum {
     }
 
     /// The checksum of a whole frame whose checksum field is known to be zero; 0 for `Off`.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn of_zeroed(self, frame: &[u8]) -> u32 {
         match self {

@@ -3,10 +3,17 @@
 //! Two short locks, taken in this order where both are needed: `inbox` (the receiving half; whoever
 //! holds it delivers frames for every call of the connection), then `outbox` (the sending half and the
 //! table of calls). Nobody sleeps under `outbox`.
+//!
+//! Invariant T (taking without a lock): a caller that delivers its own reply does not lock the outbox to
+//! close its call; it leaves the id in `retired`, and whoever locks the outbox next closes it. `retired` is
+//! set from zero under `inbox` and set to zero under `outbox`, so there is one at most. Whoever waits for a
+//! call to be closed (for a free place, or for the last one) says so and swaps `meeting` before it looks
+//! again; a taker swaps `meeting` after it set `retired` and then looks who waits. The later of two swaps
+//! sees what the other did before its own, so the two never miss each other.
 
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
@@ -81,8 +88,14 @@ pub(crate) struct Core {
     pub(crate) doorbell: Option<Arc<Doorbell>>,
     pub(crate) agreed: Agreed,
     pub(crate) counters: Counters,
-    /// Calls in the table, abandoned ones included; written under `outbox`.
+    /// Calls in the table, abandoned and retired ones included; written under `outbox`.
     in_flight: AtomicU32,
+    /// A call whose caller has its reply and which is still in the table; 0 for none. Invariant T.
+    retired: AtomicU64,
+    /// Invariant T.
+    meeting: AtomicBool,
+    /// Somebody waits for the last call in flight to end.
+    drain_wanted: AtomicBool,
     /// Whether anybody waits for room; written under `outbox`.
     room_wanted: AtomicBool,
     /// The server said goodbye: no new calls.
@@ -102,6 +115,15 @@ pub(crate) enum StartError {
 pub(crate) struct Outgoing<'a> {
     pub(crate) kind: Kind,
     pub(crate) payload: &'a [u8],
+}
+
+/// A call that was sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Started {
+    pub(crate) id: MessageId,
+    kind: Kind,
+    /// When, if it is timed.
+    begun: Option<Instant>,
 }
 
 impl Core {
@@ -126,6 +148,9 @@ impl Core {
             agreed,
             counters: Counters::new(),
             in_flight: AtomicU32::new(0),
+            retired: AtomicU64::new(0),
+            meeting: AtomicBool::new(false),
+            drain_wanted: AtomicBool::new(false),
             room_wanted: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             end: OnceLock::new(),
@@ -133,7 +158,38 @@ impl Core {
     }
 
     pub(crate) fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+        let retired = self.retired.load(Ordering::Relaxed) != 0;
+        self.in_flight.load(Ordering::Relaxed).saturating_sub(u32::from(retired))
+    }
+
+    /// Locks the outbox, and closes the retired call first (invariant T).
+    #[inline]
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        let mut outbox = lock(&self.outbox);
+        let retired = self.retired.load(Ordering::Acquire);
+        if retired != 0 {
+            outbox.calls.remove(MessageId::new(retired));
+            self.closed_one(&mut outbox);
+            self.retired.store(0, Ordering::Release);
+        }
+        outbox
+    }
+
+    /// A taker has left, or a waiter has said what it waits for (invariant T).
+    #[inline]
+    pub(crate) fn meet(&self) {
+        self.meeting.swap(true, Ordering::AcqRel);
+    }
+
+    /// After a call brought its reply: wakes those who wait for its place or its end.
+    #[inline]
+    pub(crate) fn taken(&self) {
+        self.meet();
+        if self.room_wanted() {
+            self.offer_room();
+        } else if self.drain_wanted.load(Ordering::Relaxed) {
+            drop(self.outbox());
+        }
     }
 
     pub(crate) fn room_wanted(&self) -> bool {
@@ -149,8 +205,8 @@ impl Core {
     }
 
     /// Sends a request and enters its call, or neither. The peer's bell has been looked at.
-    pub(crate) fn start_call(&self, out: Outgoing<'_>) -> Result<MessageId, StartError> {
-        let mut outbox = lock(&self.outbox);
+    pub(crate) fn start_call(&self, out: Outgoing<'_>) -> Result<Started, StartError> {
+        let mut outbox = self.outbox();
         self.check_open(&outbox)?;
         let begun = self.counters.begin();
         let call = Call::Waiting { waker: None, kind: out.kind, begun };
@@ -169,12 +225,12 @@ impl Core {
             // The frame is out: whether the call runs is open. Its caller finds the end.
             self.finish(&broken);
         }
-        Ok(id)
+        Ok(Started { id, kind: out.kind, begun })
     }
 
     /// Sends a message that has no answer.
     pub(crate) fn start_oneway(&self, out: Outgoing<'_>) -> Result<(), StartError> {
-        let mut outbox = lock(&self.outbox);
+        let mut outbox = self.outbox();
         self.check_open(&outbox)?;
         let header = call_header(Flags::NONE, out.kind, MessageId::CONNECTION);
         let sent = outbox.sending.send(header, out.payload);
@@ -220,11 +276,13 @@ impl Core {
 
     /// Registers who is woken when there may be room for `bytes` or a free place in the table.
     pub(crate) fn wait_for_room(&self, bytes: usize, waker: &Waker) {
-        let mut outbox = lock(&self.outbox);
+        let mut outbox = self.outbox();
         if !outbox.waiting.iter().any(|(_, known)| known.will_wake(waker)) {
             outbox.waiting.push((bytes, waker.clone()));
         }
         self.room_wanted.store(true, Ordering::Relaxed);
+        drop(outbox);
+        self.meet();
     }
 
     /// Whether `waker` is still registered as waiting for room.
@@ -237,7 +295,7 @@ impl Core {
         if !self.room_wanted() {
             return false;
         }
-        let mut outbox = lock(&self.outbox);
+        let mut outbox = self.outbox();
         let places = outbox.calls.len() < outbox.calls.capacity() as usize;
         let ended = self.end.get().is_some();
         let mut woken = Vec::new();
@@ -258,7 +316,7 @@ impl Core {
 
     /// The call's outcome if it has one; otherwise `waker` is woken when it does.
     pub(crate) fn poll_call(&self, id: MessageId, waker: Option<&Waker>) -> Option<Outcome> {
-        let mut outbox = lock(&self.outbox);
+        let mut outbox = self.outbox();
         match outbox.calls.find(id) {
             Lookup::Live(Call::Waiting { waker: known, .. }) => {
                 if let Some(waker) = waker
@@ -278,18 +336,25 @@ impl Core {
 
     fn close_call(&self, outbox: &mut Outbox, id: MessageId) -> Option<Call> {
         let call = outbox.calls.remove(id);
+        self.closed_one(outbox);
+        call
+    }
+
+    #[inline]
+    fn closed_one(&self, outbox: &mut Outbox) {
         self.in_flight.store(outbox.calls.len() as u32, Ordering::Relaxed);
         if outbox.calls.is_empty()
             && let Some(waker) = outbox.drained.take()
         {
             waker.wake();
         }
-        call
     }
 
     /// Whether no call is in flight or the connection is over; otherwise `waker` is woken then.
     pub(crate) fn poll_drained(&self, waker: &Waker) -> bool {
-        let mut outbox = lock(&self.outbox);
+        self.drain_wanted.store(true, Ordering::Relaxed);
+        self.meet();
+        let mut outbox = self.outbox();
         if outbox.calls.is_empty() || self.end.get().is_some() {
             return true;
         }
@@ -299,7 +364,7 @@ impl Core {
 
     /// The caller went away before the response came.
     pub(crate) fn abandon(&self, id: MessageId) {
-        let mut outbox = lock(&self.outbox);
+        let mut outbox = self.outbox();
         match outbox.calls.find(id) {
             Lookup::Live(call @ Call::Waiting { .. }) => *call = Call::Abandoned,
             Lookup::Live(_) => {
@@ -313,7 +378,7 @@ impl Core {
 
     /// Anybody who waits, for a response or for room, to take over delivering.
     pub(crate) fn any_waiting(&self) -> Option<Waker> {
-        let mut outbox = lock(&self.outbox);
+        let mut outbox = self.outbox();
         let Outbox { calls, waiting, .. } = &mut *outbox;
         let waiting_call = calls.iter_mut().find_map(|(_, call)| match call {
             Call::Waiting { waker, .. } => waker.clone(),
@@ -336,7 +401,7 @@ impl Core {
 
     /// Says goodbye: no new calls from here on. Calls in flight go on.
     pub(crate) fn say_goodbye(&self) {
-        let mut outbox = lock(&self.outbox);
+        let mut outbox = self.outbox();
         if outbox.said_goodbye || self.end.get().is_some() {
             return;
         }
@@ -353,7 +418,7 @@ impl Core {
         if let Broken::Misbehaved(peer) = broken
             && self.end.get().is_none()
         {
-            let mut outbox = lock(&self.outbox);
+            let mut outbox = self.outbox();
             let payload = Goodbye::new(peer.error, peer.detail).encode();
             let _ = outbox.sending.send(connection_header(Kind::GOODBYE), &payload);
             let _ = outbox.sending.flush();
@@ -373,7 +438,7 @@ impl Core {
     fn record_end(&self, broken: &Broken) -> &EndReason {
         let reason = match broken {
             Broken::Misbehaved(peer) => EndReason::Misbehaved(*peer),
-            Broken::Failed(what) => EndReason::Failed(what.clone()),
+            Broken::Failed(what) => EndReason::Failed(what.to_string()),
             Broken::Ended if self.is_draining() => EndReason::Goodbye,
             Broken::Ended => EndReason::Vanished,
         };
@@ -383,7 +448,7 @@ impl Core {
     }
 
     fn wake_all(&self) {
-        let mut outbox = lock(&self.outbox);
+        let mut outbox = self.outbox();
         let mut woken: Vec<Waker> = outbox.waiting.drain(..).map(|(_, waker)| waker).collect();
         woken.extend(outbox.drained.take());
         let mut failed = 0;
@@ -402,11 +467,11 @@ impl Core {
 
     /// Delivers every frame that is here. Returns the outcome of the call `mine` as soon as it is
     /// seen, without going through the table.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn deliver(
         &self,
         inbox: &mut Inbox,
-        mine: Option<MessageId>,
+        mine: Option<&Started>,
     ) -> Result<Option<Outcome>, Broken> {
         while let Some(header) = inbox.receiving.next(&mut inbox.frame)? {
             inbox.delivered += 1;
@@ -422,34 +487,27 @@ impl Core {
         Ok(None)
     }
 
-    #[inline]
+    #[inline(always)]
     fn deliver_response(
         &self,
         header: &Header,
         frame: &mut Vec<u8>,
-        mine: Option<MessageId>,
+        mine: Option<&Started>,
     ) -> Result<Option<Outcome>, Broken> {
         let outcome = self.outcome(header, frame)?;
-        let mut outbox = lock(&self.outbox);
-        if mine == Some(header.id) {
-            return match self.close_call(&mut outbox, header.id) {
-                Some(Call::Waiting { kind, begun, .. }) => {
-                    check_kind(kind, header.kind)?;
-                    self.counters.received(header.length as usize, begun);
-                    Ok(Some(outcome))
-                }
-                // Another leader delivered the first one before; this is a second.
-                Some(Call::Done(first)) => {
-                    self.counters.late();
-                    Ok(Some(first))
-                }
-                Some(Call::Abandoned) => {
-                    self.counters.late();
-                    Ok(None)
-                }
-                None => Ok(Some(Outcome::Ended)),
-            };
+        if let Some(mine) = mine
+            && mine.id == header.id
+        {
+            check_kind(mine.kind, header.kind)?;
+            self.counters.received(header.length as usize, mine.begun);
+            if self.retired.load(Ordering::Relaxed) == 0 {
+                self.retired.store(header.id.get(), Ordering::Release);
+            } else {
+                self.close_call(&mut self.outbox(), header.id);
+            }
+            return Ok(Some(outcome));
         }
+        let mut outbox = self.outbox();
         let call = match outbox.calls.find(header.id) {
             Lookup::Live(call) => call,
             Lookup::Ended => {
@@ -485,7 +543,7 @@ impl Core {
         Ok(None)
     }
 
-    #[inline]
+    #[inline(always)]
     fn outcome(&self, header: &Header, frame: &mut Vec<u8>) -> Result<Outcome, Broken> {
         if header.flags.intersects(UNSUPPORTED) {
             return Err(misbehaved(WireError::BadFlags, "a flag that was not agreed on"));

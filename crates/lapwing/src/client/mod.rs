@@ -28,7 +28,7 @@ use lapwing_shm::SPIN_BOUND;
 use tokio::io::Interest;
 use tokio::sync::Notify;
 
-pub(crate) use self::core::{Core, Inbox, Outcome, Outgoing, StartError, lock};
+pub(crate) use self::core::{Core, Inbox, Outcome, Outgoing, StartError, Started, lock};
 use self::driver::Driver;
 pub use self::options::{ClientOptions, FrameChecksum, Transport};
 pub(crate) use self::options::{checksum_set, program_name};
@@ -259,17 +259,18 @@ impl IpcClient {
         tokio::task::coop::consume_budget().await;
         let mut guard = CallGuard { core, id: None };
         // The guard is there before the request is sent: a drop between the two cannot leak the slot.
-        let id = match core.start_call(Outgoing { kind, payload }) {
-            Ok(id) => id,
+        let started = match core.start_call(Outgoing { kind, payload }) {
+            Ok(started) => started,
             Err(StartError::Failed(error)) => return Err(error),
             Err(StartError::Full(_)) => {
                 self.poll_start(|_| core.start_call(Outgoing { kind, payload })).await?
             }
         };
-        guard.id = Some(id);
+        guard.id = Some(started.id);
         let mut yielded = false;
-        let outcome = poll_fn(|cx| self.poll_reply(cx, id, &mut yielded)).await;
+        let outcome = poll_fn(|cx| self.poll_reply(cx, &started, &mut yielded)).await;
         guard.id = None;
+        core.taken();
         core.conclude(outcome)
     }
 
@@ -301,16 +302,21 @@ impl IpcClient {
         }
     }
 
-    fn poll_reply(&self, cx: &mut Context<'_>, id: MessageId, yielded: &mut bool) -> Poll<Outcome> {
+    fn poll_reply(
+        &self,
+        cx: &mut Context<'_>,
+        call: &Started,
+        yielded: &mut bool,
+    ) -> Poll<Outcome> {
         let core = &*self.shared.core;
         if core.in_flight() == 1 && self.may_look_in_place(cx, yielded) {
-            match self.look_in_place(id) {
+            match self.look_in_place(call) {
                 Looked::Found(outcome) => return Poll::Ready(outcome),
-                Looked::Slept => return self.register(cx, id),
+                Looked::Slept => return self.register(cx, call.id),
                 Looked::Busy => {}
             }
         }
-        if let Poll::Ready(outcome) = self.register(cx, id) {
+        if let Poll::Ready(outcome) = self.register(cx, call.id) {
             return Poll::Ready(outcome);
         }
         if !std::mem::replace(yielded, true) && core.in_flight() == 1 {
@@ -345,7 +351,7 @@ impl IpcClient {
         *yielded
     }
 
-    fn look_in_place(&self, id: MessageId) -> Looked {
+    fn look_in_place(&self, call: &Started) -> Looked {
         let core = &*self.shared.core;
         let Ok(mut inbox) = core.inbox.try_lock() else {
             return Looked::Busy;
@@ -361,7 +367,7 @@ impl IpcClient {
         let deadline = Instant::now;
         let mut begun = None;
         loop {
-            match core.deliver(&mut inbox, Some(id)) {
+            match core.deliver(&mut inbox, Some(call)) {
                 Ok(Some(outcome)) => return Looked::Found(outcome),
                 Ok(None) => {}
                 Err(broken) => {

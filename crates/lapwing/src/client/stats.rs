@@ -18,8 +18,8 @@ const SAMPLED: u64 = 16;
 /// The longest round trip told apart, in nanoseconds: a minute.
 const LONGEST_NS: u64 = 60_000_000_000;
 
-/// Counters of a connection. All writers hold the outbox's lock, so plain loads and stores do; readers
-/// read at any time.
+/// Counters of a connection. Each has its writers under one lock (the outbox's for what is sent, the
+/// inbox's for what is received), so plain loads and stores do; readers read at any time.
 #[derive(Debug)]
 pub(crate) struct Counters {
     sent: AtomicU64,
@@ -69,7 +69,7 @@ impl Counters {
         add(&self.sent_bytes, bytes as u64);
     }
 
-    /// Under the outbox's lock.
+    /// Under the inbox's lock.
     #[inline]
     pub(crate) fn received(&self, bytes: usize, begun: Option<Instant>) {
         add(&self.received, 1);

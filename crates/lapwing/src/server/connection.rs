@@ -166,8 +166,10 @@ impl Connection {
     async fn serve(&mut self) -> Result<(), Broken> {
         let mut quiet_since: Option<Instant> = None;
         let mut turns = 0;
+        // Once, not for every frame: counting references is a locked instruction.
+        let shared = Arc::clone(&self.shared);
         loop {
-            let progress = poll_fn(|cx| Poll::Ready(self.handle_frames(cx))).await?;
+            let progress = poll_fn(|cx| Poll::Ready(self.handle_frames(&shared, cx))).await?;
             match progress {
                 Progress::Frames => {
                     quiet_since = None;
@@ -318,8 +320,7 @@ impl Connection {
     }
 
     /// Handles what is here, up to a turn's worth, and looks at the peer's bell once.
-    fn handle_frames(&mut self, cx: &mut Context<'_>) -> Result<Progress, Broken> {
-        let shared = Arc::clone(&self.shared);
+    fn handle_frames(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Result<Progress, Broken> {
         let mut progress = Progress::Nothing;
         for _ in 0..FRAMES_PER_TURN {
             if self.calls.len() >= self.calls_in_flight && self.is_saturated() {
@@ -330,7 +331,7 @@ impl Connection {
                 break;
             };
             progress = Progress::Frames;
-            if let Some(blocked) = self.handle(&shared, cx, &header)? {
+            if let Some(blocked) = self.handle(shared, cx, &header)? {
                 progress = Progress::Blocked(blocked);
                 break;
             }
@@ -347,7 +348,7 @@ impl Connection {
     }
 
     /// Handles one frame. A header that comes back is of a reply that found no room.
-    #[inline]
+    #[inline(always)]
     fn handle(
         &mut self,
         shared: &Shared,
@@ -460,7 +461,7 @@ impl Connection {
     }
 
     /// Sends the reply that stands in `reply`, if one is expected.
-    #[inline]
+    #[inline(always)]
     fn answer(&mut self, header: &Header) -> Result<Option<Header>, Broken> {
         let mut outbox = lock(&self.out.outbox);
         tally_received(&mut outbox.tally, header);

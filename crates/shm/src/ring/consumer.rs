@@ -78,7 +78,7 @@ impl Consumer {
     /// # Errors
     ///
     /// [`BadCommit`] when the commit word cannot be true (R3). The connection must end.
-    #[inline]
+    #[inline(always)]
     pub fn peek(&mut self) -> Result<Option<Record<'_>>, BadCommit> {
         let commit = self.commit_word();
         if commit == 0 {
@@ -159,7 +159,7 @@ impl Record<'_> {
 
     /// Loads the body's first three 64-bit words, in this machine's byte order, each once.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn read_words(&self) -> [u64; 3] {
         self.consumer.peer.read_words(self.consumer.offset() + COMMIT_BYTES)
     }
@@ -180,7 +180,7 @@ impl Record<'_> {
     /// # Panics
     ///
     /// If `at + bytes` is past the record.
-    #[inline]
+    #[inline(always)]
     pub fn append(&self, at: usize, bytes: usize, into: &mut Vec<u8>) {
         assert!(at <= self.body_bytes_max() && bytes <= self.body_bytes_max() - at);
         self.consumer.peer.append(self.consumer.offset() + COMMIT_BYTES + at, bytes, into);
@@ -188,7 +188,7 @@ impl Record<'_> {
 
     /// Gives the record's space back and goes on to the next. Every quarter of the ring this tells
     /// the producer; then `true` is returned, and the caller looks whether the peer sleeps.
-    #[inline]
+    #[inline(always)]
     pub fn release(self) -> bool {
         let consumer = self.consumer;
         consumer.position += self.span as u64;

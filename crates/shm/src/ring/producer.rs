@@ -106,7 +106,7 @@ impl Producer {
     /// # Errors
     ///
     /// See [`ReserveError`]; nothing was written then.
-    #[inline]
+    #[inline(always)]
     pub fn push_words(&mut self, head: [u64; 3], tail: &[u8]) -> Result<(), ReserveError> {
         const HEAD_BYTES: usize = size_of::<[u64; 3]>();
         const FIRST: usize = FIRST_LINE_BODY_BYTES - HEAD_BYTES;
@@ -155,7 +155,7 @@ impl Producer {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn make_room(&mut self, body_bytes: usize) -> Result<usize, ReserveError> {
         let max = layout::body_bytes_max(self.own.ring_bytes());
         if body_bytes > max {
@@ -186,19 +186,19 @@ impl Producer {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn offset(&self, position: u64) -> usize {
         layout::RING + (position & self.mask) as usize
     }
 
-    #[inline]
+    #[inline(always)]
     fn clear_next(&mut self, span: usize) {
         let next = self.offset(self.position + span as u64);
         // Relaxed: the release of this record's commit word orders it (R1).
         self.own.store(next, 0, Ordering::Relaxed);
     }
 
-    #[inline]
+    #[inline(always)]
     fn publish(&mut self, span: usize) {
         let end = self.position + span as u64;
         // Release pairs with the acquire in `Consumer::peek` (R1).
