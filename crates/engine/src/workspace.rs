@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cap_fs_ext::{DirExt, OpenOptionsSyncExt};
 use cap_std::ambient_authority;
@@ -19,14 +19,14 @@ use crate::types::EntryKind;
 #[derive(Debug, Clone)]
 pub struct Workspace {
     root: Arc<Dir>,
-    global_ignore: Arc<Gitignore>,
+    global_ignore: Arc<OnceLock<Gitignore>>,
 }
 
 impl Workspace {
     /// Opens a directory as the root of a workspace.
     ///
-    /// The user's global git ignore file (`core.excludesFile`) is read here, once. Ignore files in
-    /// directories above the root are not looked at.
+    /// The user's global git ignore file (`core.excludesFile`) is read once, when it is first needed.
+    /// Ignore files in directories above the root are not looked at.
     ///
     /// # Errors
     ///
@@ -37,12 +37,11 @@ impl Workspace {
         let dir = Dir::open_ambient_dir(root, ambient_authority())
             .and_then(|dir| dir.entries().map(|_| dir))
             .map_err(|source| WorkspaceError::from_io(&root.to_string_lossy(), source))?;
-        let (global_ignore, _) = GitignoreBuilder::new("").build_global();
-        Ok(Self { root: Arc::new(dir), global_ignore: Arc::new(global_ignore) })
+        Ok(Self { root: Arc::new(dir), global_ignore: Arc::default() })
     }
 
     pub(crate) fn global_ignore(&self) -> &Gitignore {
-        &self.global_ignore
+        self.global_ignore.get_or_init(|| GitignoreBuilder::new("").build_global().0)
     }
 
     /// Opens a regular file for reading and returns its length; `name` is for the error.

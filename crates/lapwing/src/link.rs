@@ -508,3 +508,36 @@ pub(crate) fn strip_extensions(frame: &mut Vec<u8>) -> Result<(), ExtensionError
 
 /// The type of a bulk descriptor, which this version does not take.
 const BULK: u8 = 0x83;
+
+#[cfg(test)]
+mod tests {
+    use lapwing_proto::layout as protocol;
+
+    use super::*;
+
+    #[test]
+    fn memory_layout_is_the_same_in_the_protocol_and_in_shared_memory() {
+        assert_eq!(protocol::CONSUMED_AT, layout::CONSUMED);
+        assert_eq!(protocol::ARMED_AT, layout::ARMED);
+        assert_eq!(protocol::FREED_AT, layout::FREED);
+        assert_eq!(protocol::RETURNED_AT, layout::RETURNED);
+        assert_eq!(protocol::RING_AT, layout::RING);
+        assert_eq!(protocol::RECORD_ALIGN, layout::LINE_BYTES);
+        assert_eq!(protocol::HEADER_AT, layout::COMMIT_BYTES);
+        assert_eq!(protocol::PAYLOAD_AT, layout::COMMIT_BYTES + Header::BYTES);
+        assert_eq!(limits::RING_BYTES_MIN, layout::RING_BYTES_MIN);
+        assert_eq!(limits::RING_BYTES_MAX, layout::RING_BYTES_MAX);
+        for ring_bytes in [limits::RING_BYTES_MIN, limits::RING_BYTES, limits::RING_BYTES_MAX] {
+            assert_eq!(
+                protocol::segment_bytes(ring_bytes),
+                layout::segment_bytes(ring_bytes) as u64
+            );
+            let longest = limits::inline_max(ring_bytes);
+            assert!(Header::BYTES + longest as usize <= layout::body_bytes_max(ring_bytes));
+        }
+        for payload in [0, 24, 25, 32, 33, 64, 65_536] {
+            let span = layout::record_span(Header::BYTES + payload as usize);
+            assert_eq!(protocol::record_bytes(payload), span as u64);
+        }
+    }
+}

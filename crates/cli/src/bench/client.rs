@@ -1,0 +1,265 @@
+//! The measuring side.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use hdrhistogram::Histogram;
+use lapwing::floor::{Bare, Floor};
+use lapwing::{IpcClient, blocking};
+
+use super::peer::{COUNT, ECHO, TOTAL};
+use super::{Api, Options};
+
+/// What is sent through Lapwing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Load {
+    RoundTrips,
+    OneWay,
+    Pipelined(u32),
+}
+
+/// One system in one round.
+#[derive(Clone, Debug)]
+pub(super) struct Measured {
+    /// Nanoseconds a sample, where each was timed.
+    pub(super) latency: Option<Histogram<u64>>,
+    /// Messages in `seconds`.
+    pub(super) messages: u64,
+    pub(super) seconds: f64,
+}
+
+/// The longest sample told apart, in nanoseconds.
+const LONGEST_NS: u64 = 10_000_000_000;
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LONGEST_NS, 3).expect("bounds are in order")
+}
+
+/// Times one sample after the other with one look at the clock for each.
+struct Timer {
+    latency: Histogram<u64>,
+    begun: Instant,
+    last: Instant,
+    clock_ns: u64,
+}
+
+impl Timer {
+    fn start(clock_ns: u64) -> Timer {
+        let now = Instant::now();
+        Timer { latency: histogram(), begun: now, last: now, clock_ns }
+    }
+
+    fn lap(&mut self) {
+        let now = Instant::now();
+        let took = u64::try_from((now - self.last).as_nanos()).unwrap_or(LONGEST_NS);
+        self.last = now;
+        self.latency.saturating_record(took.saturating_sub(self.clock_ns).max(1));
+    }
+
+    fn finish(self) -> Measured {
+        let messages = self.latency.len();
+        let seconds = (self.last - self.begun).as_secs_f64();
+        Measured { latency: Some(self.latency), messages, seconds }
+    }
+}
+
+/// What one look at the clock costs, as the median of many.
+pub(super) fn clock_cost_ns() -> u64 {
+    let mut costs = histogram();
+    let mut last = Instant::now();
+    for _ in 0..100_000 {
+        let now = Instant::now();
+        costs.saturating_record((now - last).as_nanos() as u64);
+        last = now;
+    }
+    costs.value_at_quantile(0.5)
+}
+
+/// Measures a bare round trip.
+pub(super) fn bare(
+    floor: &mut Floor,
+    bare: Bare,
+    samples: u64,
+    clock_ns: u64,
+) -> anyhow::Result<Measured> {
+    let mut timer = Timer::start(clock_ns);
+    floor.round_trips(bare, samples, || timer.lap()).context("the other process is gone")?;
+    Ok(timer.finish())
+}
+
+/// Connects, sends the load, checks every reply, disconnects.
+pub(super) fn run_load(
+    socket: &Path,
+    options: &Options,
+    load: Load,
+    clock_ns: u64,
+) -> anyhow::Result<Measured> {
+    match options.api {
+        Api::Blocking => {
+            let client = blocking::IpcClient::connect_with(socket, &options.client())?;
+            let measured = Blocking { client: &client, options, clock_ns }.run(load)?;
+            client.disconnect();
+            Ok(measured)
+        }
+        Api::Tokio => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let client = IpcClient::connect_with(socket, options.client()).await?;
+                let measured = Async { client: &client, options, clock_ns }.run(load).await?;
+                client.disconnect().await;
+                Ok(measured)
+            })
+        }
+    }
+}
+
+/// A payload that tells its number.
+fn payload(options: &Options) -> Vec<u8> {
+    (0..options.payload).map(|i| i as u8).collect()
+}
+
+fn number(payload: &mut [u8], n: u64) {
+    let bytes = n.to_le_bytes();
+    let length = payload.len().min(bytes.len());
+    payload[..length].copy_from_slice(&bytes[..length]);
+}
+
+struct Blocking<'a> {
+    client: &'a blocking::IpcClient,
+    options: &'a Options,
+    clock_ns: u64,
+}
+
+impl Blocking<'_> {
+    fn run(&self, load: Load) -> anyhow::Result<Measured> {
+        match load {
+            Load::RoundTrips => self.round_trips(),
+            Load::OneWay => self.one_way(),
+            Load::Pipelined(in_flight) => self.pipelined(in_flight as usize),
+        }
+    }
+
+    fn round_trips(&self) -> anyhow::Result<Measured> {
+        let mut sent = payload(self.options);
+        for n in 0..1000 {
+            number(&mut sent, n);
+            ensure!(self.client.call_raw(ECHO, &sent)?.bytes() == sent, "a reply is wrong");
+        }
+        let mut timer = Timer::start(self.clock_ns);
+        for n in 0..self.options.samples {
+            number(&mut sent, n);
+            let reply = self.client.call_raw(ECHO, &sent)?;
+            ensure!(reply.bytes() == sent, "a reply is wrong");
+            timer.lap();
+        }
+        Ok(timer.finish())
+    }
+
+    fn one_way(&self) -> anyhow::Result<Measured> {
+        let sent = payload(self.options);
+        let before = total(&self.client.call_raw(TOTAL, &[])?)?;
+        let begun = Instant::now();
+        for _ in 0..self.options.samples {
+            self.client.send_oneway(COUNT, &sent)?;
+        }
+        // Answered after all of them were handled.
+        let after = total(&self.client.call_raw(TOTAL, &[])?)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        ensure!(after - before == self.options.samples, "messages were lost");
+        Ok(Measured { latency: None, messages: self.options.samples, seconds })
+    }
+
+    fn pipelined(&self, in_flight: usize) -> anyhow::Result<Measured> {
+        let mut sent = payload(self.options);
+        let mut expected = sent.clone();
+        let mut pending = std::collections::VecDeque::with_capacity(in_flight);
+        let begun = Instant::now();
+        for n in 0..self.options.samples {
+            if pending.len() == in_flight {
+                let (m, call): (u64, blocking::PendingCall<'_>) =
+                    pending.pop_front().expect("as many as in flight");
+                number(&mut expected, m);
+                ensure!(call.collect()?.bytes() == expected, "a reply is wrong");
+            }
+            number(&mut sent, n);
+            pending.push_back((n, self.client.submit(ECHO, &sent)?));
+        }
+        for (m, call) in pending {
+            number(&mut expected, m);
+            ensure!(call.collect()?.bytes() == expected, "a reply is wrong");
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        Ok(Measured { latency: None, messages: self.options.samples, seconds })
+    }
+}
+
+struct Async<'a> {
+    client: &'a IpcClient,
+    options: &'a Options,
+    clock_ns: u64,
+}
+
+impl Async<'_> {
+    async fn run(&self, load: Load) -> anyhow::Result<Measured> {
+        match load {
+            Load::RoundTrips => self.round_trips().await,
+            Load::OneWay => self.one_way().await,
+            Load::Pipelined(in_flight) => self.pipelined(in_flight).await,
+        }
+    }
+
+    async fn round_trips(&self) -> anyhow::Result<Measured> {
+        let mut sent = payload(self.options);
+        let mut timer = Timer::start(self.clock_ns);
+        for n in 0..self.options.samples {
+            number(&mut sent, n);
+            let reply = self.client.call_raw(ECHO, &sent).await?;
+            ensure!(reply.bytes() == sent, "a reply is wrong");
+            timer.lap();
+        }
+        Ok(timer.finish())
+    }
+
+    async fn one_way(&self) -> anyhow::Result<Measured> {
+        let sent = payload(self.options);
+        let before = total(&self.client.call_raw(TOTAL, &[]).await?)?;
+        let begun = Instant::now();
+        for _ in 0..self.options.samples {
+            self.client.send_oneway(COUNT, &sent).await?;
+        }
+        let after = total(&self.client.call_raw(TOTAL, &[]).await?)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        ensure!(after - before == self.options.samples, "messages were lost");
+        Ok(Measured { latency: None, messages: self.options.samples, seconds })
+    }
+
+    /// As many tasks as calls in flight, each with one call at a time.
+    async fn pipelined(&self, in_flight: u32) -> anyhow::Result<Measured> {
+        let each = self.options.samples / u64::from(in_flight);
+        let begun = Instant::now();
+        let tasks: Vec<_> = (0..in_flight)
+            .map(|task| {
+                let client = self.client.clone();
+                let mut sent = payload(self.options);
+                tokio::spawn(async move {
+                    for n in 0..each {
+                        number(&mut sent, u64::from(task) << 32 | n);
+                        let reply = client.call_raw(ECHO, &sent).await?;
+                        ensure!(reply.bytes() == sent, "a reply is wrong");
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await??;
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        Ok(Measured { latency: None, messages: each * u64::from(in_flight), seconds })
+    }
+}
+
+fn total(reply: &[u8]) -> anyhow::Result<u64> {
+    Ok(u64::from_le_bytes(reply.try_into().context("a total has 8 bytes")?))
+}

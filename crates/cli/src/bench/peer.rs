@@ -1,0 +1,159 @@
+//! The measured side: another process, with the floors on one thread and a server on another.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use lapwing::floor::Floor;
+use lapwing::{IpcServer, ServerLimits};
+
+use super::{ChecksumArg, Options, name};
+use crate::args::SpinPolicy;
+
+/// Answers with its request.
+pub(super) const ECHO: u16 = 0x0410;
+
+/// Counts messages.
+pub(super) const COUNT: u16 = 0x0411;
+
+/// Answers how many messages were counted, as eight bytes.
+pub(super) const TOTAL: u16 = 0x0412;
+
+/// How the other process of a benchmark is started. Its standard input is a socket to the first one.
+#[derive(Parser, Debug)]
+pub(crate) struct PeerArgs {
+    /// Where to listen.
+    #[arg(long)]
+    socket: PathBuf,
+    #[arg(long, value_enum)]
+    spin: SpinPolicy,
+    #[arg(long, value_enum)]
+    checksum: ChecksumArg,
+    /// Bytes of each connection's ring.
+    #[arg(long)]
+    ring: u32,
+    /// The core to stay on.
+    #[arg(long)]
+    core: Option<usize>,
+}
+
+/// The other process, as the measuring one holds it.
+pub(super) struct Peer {
+    child: Child,
+    pub(super) floor: Floor,
+    pub(super) socket: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Peer {
+    pub(super) fn start(options: &Options) -> anyhow::Result<Peer> {
+        let folder = tempfile::tempdir().context("no folder for a socket")?;
+        let socket = folder.path().join("bench.sock");
+        let (near, far) = UnixStream::pair()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("bench-peer").arg("--socket").arg(&socket);
+        command.args(["--spin", &name(&options.spin), "--checksum", &name(&options.checksum)]);
+        command.args(["--ring", &options.ring.to_string()]);
+        if !options.unpinned {
+            command.args(["--core", "1"]);
+        }
+        command.stdin(Stdio::from(OwnedFd::from(far)));
+        let child = command.spawn().context("could not start the other process")?;
+        let floor = Floor::offer(near)?;
+        let mut peer = Peer { child, floor, socket, _folder: folder };
+        peer.wait_for_socket()?;
+        Ok(peer)
+    }
+
+    fn wait_for_socket(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.socket.exists() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the other process ended early: {status}");
+            }
+            if Instant::now() > deadline {
+                bail!("the other process did not listen within 10 s");
+            }
+            // Its socket appearing is all there is to wait for, once, before anything is measured.
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Private and shared memory of the other process, in KiB.
+    pub(super) fn memory_kib(&self) -> Option<(u64, u64)> {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).ok()?;
+        let sum = |prefix: &str| {
+            let lines = rollup.lines().filter(|line| line.starts_with(prefix));
+            lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+        };
+        Some((sum("Private_"), sum("Shared_")))
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs the other process of a benchmark until the first one closes its end.
+///
+/// # Errors
+///
+/// When it cannot listen, or its standard input is not a benchmark's socket.
+pub(crate) fn run_peer(args: &PeerArgs) -> anyhow::Result<()> {
+    if let Some(core) = args.core {
+        lapwing::floor::pin_to_core(core)
+            .with_context(|| format!("could not stay on core {core}; try --unpinned"))?;
+    }
+    let stdin = std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned()?;
+    let floor = Floor::accept(UnixStream::from(stdin)).context("this is bench's own command")?;
+    let (socket, spin, checksum) = (args.socket.clone(), args.spin, args.checksum);
+    let limits = ServerLimits { ring_bytes: args.ring, ..ServerLimits::default() };
+    // A thread spawned now stays on the same core.
+    thread::spawn(move || serve(&socket, spin, checksum, limits));
+    floor.serve()?;
+    Ok(())
+}
+
+fn serve(
+    socket: &std::path::Path,
+    spin: SpinPolicy,
+    checksum: ChecksumArg,
+    limits: ServerLimits,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let counted = Arc::new(AtomicU64::new(0));
+        let total = Arc::clone(&counted);
+        let _server = IpcServer::builder()
+            .limits(limits)
+            .spin(spin.into())
+            .checksum(checksum.into())
+            .route_inline(ECHO, "bench.echo", |_, request, reply| {
+                reply.extend(request);
+                Ok(())
+            })
+            .route_inline(COUNT, "bench.count", move |_, _, _| {
+                counted.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            })
+            .route_inline(TOTAL, "bench.total", move |_, _, reply| {
+                reply.extend(&total.load(Ordering::Relaxed).to_le_bytes());
+                Ok(())
+            })
+            .bind(socket)?
+            .serve()?;
+        std::future::pending().await
+    })
+}

@@ -1,0 +1,106 @@
+//! JSON text for people: indented, with every number and string as it was.
+
+use serde::de::IgnoredAny;
+
+/// Whether these bytes are one JSON value, or what is wrong with them and where.
+pub(crate) fn check(bytes: &[u8]) -> Result<(), serde_json::Error> {
+    // A string that is not UTF-8 is noticed here too: `IgnoredAny` alone passes over it.
+    match std::str::from_utf8(bytes) {
+        Ok(text) => serde_json::from_str::<IgnoredAny>(text).map(drop),
+        Err(_) => serde_json::from_slice::<serde_json::Value>(bytes).map(drop),
+    }
+}
+
+/// The same JSON with one member or element a line. The text must have passed [`check`].
+///
+/// It works on the text and not on a parsed value, which would sort the members of objects and round
+/// long numbers.
+pub(crate) fn pretty(json: &str) -> String {
+    let mut printer = Printer { out: String::with_capacity(json.len() * 2), depth: 0 };
+    let mut rest = json.chars().peekable();
+    while let Some(c) = rest.next() {
+        match c {
+            '"' => {
+                printer.out.push('"');
+                while let Some(c) = rest.next() {
+                    printer.out.push(c);
+                    match c {
+                        '\\' => printer.out.extend(rest.next()),
+                        '"' => break,
+                        _ => {}
+                    }
+                }
+            }
+            '{' | '[' => {
+                while rest.next_if(|c| c.is_ascii_whitespace()).is_some() {}
+                match rest.next_if(|c| matches!(c, '}' | ']')) {
+                    Some(close) => printer.out.extend([c, close]),
+                    None => printer.open(c),
+                }
+            }
+            '}' | ']' => printer.close(c),
+            ',' => {
+                printer.out.push(',');
+                printer.next_line();
+            }
+            ':' => printer.out.push_str(": "),
+            c if c.is_ascii_whitespace() => {}
+            c => printer.out.push(c),
+        }
+    }
+    printer.out
+}
+
+struct Printer {
+    out: String,
+    depth: usize,
+}
+
+impl Printer {
+    fn open(&mut self, bracket: char) {
+        self.out.push(bracket);
+        self.depth += 1;
+        self.next_line();
+    }
+
+    fn close(&mut self, bracket: char) {
+        self.depth = self.depth.saturating_sub(1);
+        self.next_line();
+        self.out.push(bracket);
+    }
+
+    fn next_line(&mut self) {
+        self.out.push('\n');
+        self.out.extend(std::iter::repeat_n("  ", self.depth));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pretty_text_is_what_serde_writes_in_the_order_it_was() {
+        for json in [
+            r#"{"a":[1,2,{"b":null}],"c":"x, [y] {z}: \"q\" \\","e":{},"f":[]}"#,
+            r#"[[],[[]],{"k":{"k":{}}}]"#,
+            "3.5",
+            r#""text""#,
+        ] {
+            let value: serde_json::Value = serde_json::from_str(json).unwrap();
+            assert_eq!(pretty(json), serde_json::to_string_pretty(&value).unwrap());
+        }
+        assert_eq!(
+            pretty("{\"z\" : 12345678901234567890123,\n \"a\":[ ]}"),
+            "{\n  \"z\": 12345678901234567890123,\n  \"a\": []\n}"
+        );
+    }
+
+    #[test]
+    fn check_says_where_the_fault_is() {
+        check(br#"{"a": [1, "b"]}"#).unwrap();
+        for bad in [&b"{\"a\""[..], b"", b"1 2", b"\xff", b"\"\xff\"", b"{'a': 1}"] {
+            assert!(check(bad).unwrap_err().to_string().contains("line"), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The `lapwing` command.
+//!
+//! Every subcommand returns an error or nothing; [`exit`] alone turns errors into sentences and exit
+//! codes.
+#![forbid(unsafe_code)]
+
+mod args;
+mod bench;
+mod call;
+mod completions;
+mod demo;
+mod describe;
+mod exit;
+mod json;
+mod output;
+mod ping;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::report_usage(&error).into(),
+    };
+    exit::report(run(cli.command)).into()
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Ping(args) => ping::run(&args),
+        Command::Call(args) => call::run(&args),
+        Command::Describe(args) => describe::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::DemoEngine(args) => demo::run_engine(&args),
+        Command::BenchPeer(args) => bench::run_peer(&args),
+    }
+}

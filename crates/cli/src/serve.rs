@@ -1,0 +1,122 @@
+//! `lapwing serve`.
+
+use std::future::pending;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use lapwing::IpcServer;
+use lapwing_engine::{Workspace, add_routes};
+use tokio::runtime::{self, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::args::{Endpoint, SpinPolicy};
+use crate::exit::InputError;
+
+/// Serve the files below a directory: fs.list, fs.read and fs.search.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "EXAMPLES:
+  lapwing serve                               the current directory, where clients look first
+  lapwing serve --root ~/project --name project
+  lapwing serve --socket /tmp/engine.sock --spin never
+
+SIGTERM and SIGINT (Ctrl-C) let running calls finish, for at most 10 s, and then remove the socket; a
+second one ends the server at once. A socket that a killed server left behind is taken over.")]
+pub(crate) struct Args {
+    /// The directory to serve. Nothing outside it can be reached.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    root: PathBuf,
+    #[command(flatten)]
+    endpoint: Endpoint,
+    /// How to wait for requests.
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "adaptive")]
+    spin: SpinPolicy,
+    /// Threads that serve connections. Work on files has threads of its own.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: u16,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::WARN)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .compact()
+        .init();
+    let workspace = open(&args.root)?;
+    let socket = args.endpoint.path()?;
+    let runtime = build_runtime(args.threads).context("could not start the runtime")?;
+    let served = runtime.block_on(serve(args, &socket, workspace));
+    // Blocking work that nobody waits for any more must not delay the end; the server's tasks, and
+    // with them the socket, go here.
+    runtime.shutdown_background();
+    served
+}
+
+/// Opens the directory that is to be served.
+pub(crate) fn open(root: &Path) -> anyhow::Result<Workspace> {
+    Ok(Workspace::open(root).map_err(|error| {
+        InputError(format!("cannot serve the directory {}: {error}", root.display()))
+    })?)
+}
+
+fn build_runtime(threads: u16) -> io::Result<Runtime> {
+    // A runtime of one thread keeps the stacks and queues of others out of memory.
+    let mut builder = match threads {
+        1 => runtime::Builder::new_current_thread(),
+        _ => runtime::Builder::new_multi_thread(),
+    };
+    if threads > 1 {
+        builder.worker_threads(threads.into());
+    }
+    builder.enable_all().build()
+}
+
+async fn serve(args: &Args, socket: &Path, workspace: Workspace) -> anyhow::Result<()> {
+    // Before the socket appears: who sees it may send a signal.
+    let mut stops = Stops::watch().context("could not watch for signals")?;
+    let builder = IpcServer::builder().spin(args.spin.into()).bind(socket)?;
+    let server = add_routes(builder, workspace).serve()?;
+    let root = args.root.canonicalize().unwrap_or_else(|_| args.root.clone());
+    say(&format!("serving {} on {}", root.display(), server.path().display()));
+    stops.next().await;
+    say("finishing running calls; another signal ends at once");
+    tokio::select! {
+        drained = server.shutdown() => match drained {
+            true => Ok(()),
+            false => bail!("some calls had not finished in time and were cut"),
+        },
+        () = stops.next() => bail!("stopped before running calls had finished"),
+    }
+}
+
+/// A line for whoever watches the server. Nobody may, any more.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "lapwing: {line}");
+}
+
+/// The signals that ask a process to stop.
+pub(crate) struct Stops {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stops {
+    pub(crate) fn watch() -> io::Result<Stops> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Stops { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) {
+        let came = tokio::select! {
+            came = self.terminate.recv() => came,
+            came = self.interrupt.recv() => came,
+        };
+        if came.is_none() {
+            // No signal can come any more.
+            pending::<()>().await;
+        }
+    }
+}

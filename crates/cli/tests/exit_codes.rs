@@ -1,0 +1,147 @@
+//! The exit codes are fixed, and every failure is one sentence.
+
+mod common;
+
+use std::fs::OpenOptions;
+use std::os::unix::net::UnixListener;
+use std::process::Stdio;
+use std::{io, thread};
+
+use common::{Place, SLOW_PATTERN, command, finish, lapwing, run};
+
+#[test]
+fn help_and_version_are_success_and_help_lists_the_codes() {
+    let help = lapwing(&["--help"]).succeeds();
+    for code in 0..=8 {
+        assert!(help.contains(&format!("\n  {code}  ")), "{help}");
+    }
+    assert!(lapwing(&["--version"]).succeeds().starts_with("lapwing "));
+    for subcommand in ["demo", "serve", "ping", "call", "describe", "bench", "completions"] {
+        for option in ["-h", "--help"] {
+            let help = lapwing(&[subcommand, option]).succeeds();
+            assert!(help.contains("EXAMPLES:\n  lapwing "), "{help}");
+        }
+    }
+    assert!(!help.contains("demo-engine") && !help.contains("bench-peer"), "{help}");
+}
+
+#[test]
+fn wrong_command_line_is_2() {
+    for args in [
+        &[][..],
+        &["frobnicate"],
+        &["ping", "--frobnicate"],
+        &["ping", "-c", "many"],
+        &["call"],
+        &["serve", "--threads", "0"],
+        &["ping", "--socket", "a", "--name", "b"],
+    ] {
+        let ended = lapwing(args);
+        assert_eq!(ended.code, Some(2), "{args:?}: {ended:?}");
+        assert!(ended.stderr.contains("--help"), "{args:?}: {ended:?}");
+        assert!(args.is_empty() || ended.stderr.starts_with("lapwing: "), "{args:?}: {ended:?}");
+    }
+    lapwing(&["ping", "--name", "../up"]).fails(2, "is no endpoint name");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_1() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    for args in [&["describe"][..], &["call", "fs.list"], &["ping", "-c", "1"]] {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let ended = run(place.client(args).stdout(Stdio::from(full)));
+        ended.fails(1, "could not write the output");
+    }
+}
+
+#[test]
+fn error_status_is_5_and_names_its_code() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    let read = |request| place.lapwing(&["call", "fs.read", request]);
+    read(r#"{"path": "missing"}"#).fails(5, "fs.read failed with NotFound: \"missing\" does not");
+    read(r#"{"path": "../x"}"#).fails(5, "PermissionDenied");
+    read(r#"{"paths": "x"}"#).fails(5, "unknown field `paths`");
+    place.lapwing(&["call", "0x0999"]).fails(5, "Unimplemented");
+}
+
+#[test]
+fn input_that_cannot_be_used_is_7() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    let call = |args: &[&str]| place.lapwing(&[&["call"], args].concat());
+    call(&["fs.list", "{\"path\""]).fails(7, "not JSON: EOF while parsing an object at line 1");
+    call(&["fs.list", "@/no/such/file"]).fails(7, "cannot read /no/such/file");
+    call(&["fs.move"]).fails(7, "no method 'fs.move'; it has fs.list, fs.read, fs.search");
+    call(&["0x00FF"]).fails(7, "use 0x0100 to 0xFFFF");
+    call(&["fs.list", "--raw", "{"]).fails(5, "InvalidArgument");
+    let large = format!("\"{}\"", "x".repeat(100_000));
+    call(&["fs.list", &large]).fails(7, "longer than this connection takes");
+    lapwing(&["serve", "--root", "/no/such/directory"]).fails(7, "/no/such/directory");
+    lapwing(&["demo", "--root", "/dev/null"]).fails(7, "cannot serve the directory /dev/null");
+}
+
+#[test]
+fn connection_that_is_lost_is_6() {
+    let place = Place::of(&[]);
+    place.fill(300);
+    let server = place.serve();
+    let waiting = place.client(&["call", "fs.search", SLOW_PATTERN]).spawn().unwrap();
+    server.until_busy();
+    server.kill();
+    finish(waiting).fails(6, "the server is gone; the server may have executed the call");
+}
+
+#[test]
+fn server_that_hangs_up_or_talks_nonsense_is_6() {
+    let place = Place::of(&[]);
+    let listener = UnixListener::bind(place.socket()).unwrap();
+    let server = thread::spawn(move || {
+        drop(listener.accept().unwrap());
+        let (mut socket, _) = listener.accept().unwrap();
+        io::Write::write_all(&mut socket, &[b'?'; 64]).unwrap();
+        // Stays open until the client has read that.
+        let _ = io::copy(&mut socket, &mut io::sink());
+    });
+    place.lapwing(&["describe"]).fails(6, "");
+    place.lapwing(&["describe"]).fails(6, "");
+    server.join().unwrap();
+}
+
+#[test]
+fn nothing_but_the_reply_is_written() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    // Also where a terminal is pretended, as far as that goes.
+    let ended = run(place.client(&["describe"]).env("CLICOLOR_FORCE", "1"));
+    assert!(ended.succeeds().contains("\u{1b}[1m"));
+    let ended = run(place.client(&["describe"]).env("NO_COLOR", "1").env("CLICOLOR_FORCE", "1"));
+    assert!(!ended.succeeds().contains('\u{1b}'));
+}
+
+#[test]
+fn completions_are_there_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = lapwing(&["completions", shell]).succeeds();
+        assert!(script.contains("describe") && script.lines().count() > 20, "{shell}");
+    }
+    assert_eq!(lapwing(&["completions", "cobol"]).code, Some(2));
+}
+
+#[test]
+fn broken_pipe_is_success_without_a_word() {
+    let place = Place::of(&[("a", "")]);
+    let _server = place.serve();
+    let unread = |command: &mut std::process::Command| {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        run(command.stdout(writer)).succeeds();
+    };
+    for args in [&["call", "fs.list"][..], &["describe"], &["describe", "--json"], &["ping"]] {
+        unread(&mut place.client(args));
+    }
+    for args in [&["completions", "bash"][..], &["--help"], &["demo"]] {
+        unread(command(args).current_dir(place.root.path()));
+    }
+}

@@ -1,0 +1,136 @@
+//! A server and its clients, each a process of its own.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+use common::{Place, Server, command, finish, run, signal};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+fn json_of(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text:?}"))
+}
+
+#[test]
+fn call_lists_reads_and_searches_by_name_and_number() {
+    let place = Place::of(&[("a.txt", "one\ntwo\n"), ("b.txt", "two\n")]);
+    let _server = place.serve();
+
+    let listed = place.lapwing(&["call", "fs.list"]).succeeds();
+    assert_eq!(listed.lines().count(), 1, "a pipe gets one line");
+    assert_eq!(json_of(&listed)["entries"][1]["path"], "b.txt");
+
+    let read = place.lapwing(&["call", "0x0301", r#"{"path": "a.txt"}"#]).succeeds();
+    assert_eq!(json_of(&read)["content"], "one\ntwo\n");
+
+    let found = place.lapwing(&["call", "784", r#"{"pattern": "two"}"#]).succeeds();
+    assert_eq!(json_of(&found)["matches"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn call_takes_its_request_from_a_file_and_from_standard_input() {
+    let place = Place::of(&[("a.txt", "needle\n")]);
+    let _server = place.serve();
+    let query = place.sockets.path().join("query.json");
+    fs::write(&query, "{\"pattern\":\n \"needle\"}\n").unwrap();
+
+    let file = format!("@{}", query.display());
+    let found = place.lapwing(&["call", "fs.search", &file]).succeeds();
+    assert_eq!(json_of(&found)["matches"][0]["line_number"], 1);
+
+    let mut command = place.client(&["call", "fs.search", "-"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(br#"{"pattern": "needle"}"#).unwrap();
+    assert_eq!(finish(child).succeeds(), found);
+}
+
+#[test]
+fn call_one_way_prints_nothing() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    assert_eq!(place.lapwing(&["call", "fs.list", "--one-way"]).succeeds(), "");
+}
+
+#[test]
+fn describe_prints_a_table_and_json() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    let table = place.lapwing(&["describe"]).succeeds();
+    assert_eq!(
+        table,
+        "KIND    NAME       SHAPE\n\
+         0x0300  fs.list    unary\n\
+         0x0301  fs.read    unary\n\
+         0x0310  fs.search  unary\n"
+    );
+    let methods = json_of(&place.lapwing(&["describe", "--json"]).succeeds());
+    assert_eq!(methods[2], json!({"kind": 784, "name": "fs.search", "shape": "unary"}));
+}
+
+#[test]
+fn ping_prints_a_line_for_each_round_trip_and_a_summary() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    let pinged = place.lapwing(&["ping", "-c", "3", "-i", "0"]).succeeds();
+    let lines: Vec<_> = pinged.lines().collect();
+    assert_eq!(lines.len(), 5, "{pinged}");
+    assert!(lines[0].contains("shared memory"), "{pinged}");
+    assert!(lines[3].trim_start().starts_with("3  "), "{pinged}");
+    for part in ["3 round trips: min ", " p50 ", " p90 ", " p99 ", " max "] {
+        assert!(lines[4].contains(part), "{pinged}");
+    }
+    let quiet = place.lapwing(&["ping", "-q", "-c", "1000", "-i", "0"]).succeeds();
+    assert_eq!(quiet.lines().count(), 2, "{quiet}");
+    assert!(quiet.contains("1 000 round trips"), "{quiet}");
+}
+
+#[test]
+fn ping_that_is_interrupted_prints_its_summary() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    for interval in ["0", "5"] {
+        let mut child = place.client(&["ping", "-c", "0", "-i", interval]).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        for _ in 0..3 {
+            line.clear();
+            stdout.read_line(&mut line).unwrap();
+        }
+        signal(&child, Signal::INT);
+        let last = stdout.lines().map(Result::unwrap).last().unwrap();
+        assert!(last.contains("round trips: min"), "{last}");
+        finish(child).succeeds();
+    }
+}
+
+#[test]
+fn server_and_clients_meet_by_default_and_by_name() {
+    let place = Place::of(&[("a", "")]);
+    for name in [&[][..], &["--name", "other"]] {
+        let in_runtime_directory = |args: &[&str]| {
+            let mut command = command(args);
+            command.args(name).env("XDG_RUNTIME_DIR", place.sockets.path());
+            command
+        };
+        let mut serve = in_runtime_directory(&["serve"]);
+        let _server = Server::start(serve.current_dir(place.root.path()));
+        let listed = run(&mut in_runtime_directory(&["call", "fs.list"])).succeeds();
+        assert!(listed.contains(r#""path":"a""#), "{listed}");
+        let file = if name.is_empty() { "lapwing.sock" } else { "other.sock" };
+        assert!(place.sockets.path().join("lapwing").join(file).exists());
+    }
+}
+
+#[test]
+fn serve_with_several_threads_and_every_policy_answers() {
+    let place = Place::of(&[]);
+    for options in [["--threads", "3"], ["--spin", "never"], ["--spin", "always"]] {
+        let mut server = Server::start(place.server_command().args(options));
+        place.lapwing(&["ping", "-c", "2", "-i", "0", "--spin", "never"]).succeeds();
+        signal(&server.child, Signal::TERM);
+        assert_eq!(server.end().0, Some(0));
+    }
+}
