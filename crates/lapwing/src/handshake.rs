@@ -7,8 +7,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use lapwing_proto::{
-    Hello, HelloAck, HelloReject, Kind, PeerMisbehaved, ServerOffer, TransportGranted,
-    TransportWanted, WireError,
+    Flags, Hello, HelloAck, HelloReject, Kind, MessageId, PeerMisbehaved, ServerOffer,
+    TransportGranted, TransportWanted, WireError,
 };
 use lapwing_shm::{Doorbell, OwnMemory, PeerMemory, Segment, SegmentError};
 
@@ -188,6 +188,10 @@ impl ServerHello {
                 WireError::UnexpectedMessage,
                 "the first frame of a connection must be Hello",
             ));
+        }
+        let header = &message.header;
+        if header.flags != Flags::NONE || header.id != MessageId::CONNECTION {
+            return Err(HelloReject::new(WireError::BadFlags, "Hello has no flags and id 0"));
         }
         let hello = Hello::decode(&message.payload).map_err(|error| {
             HelloReject::new(WireError::BadMessage, &format!("Hello cannot be read: {error}"))

@@ -63,7 +63,7 @@ fn workspace_keeps_its_layers() {
     }
     assert!(files_read > 20, "only {files_read} source files were found");
     let listed: Vec<String> = violations.iter().map(Violation::to_string).collect();
-    assert!(listed.is_empty(), "{} violations:\n{}", listed.len(), listed.join("\n"));
+    assert!(listed.is_empty(), "violations: {}\n{}", listed.len(), listed.join("\n"));
 }
 
 fn workspace_root() -> PathBuf {

@@ -27,6 +27,8 @@ pub(super) struct Measured {
     /// Messages in `seconds`.
     pub(super) messages: u64,
     pub(super) seconds: f64,
+    /// The checksum that was agreed on, where there is one.
+    pub(super) checksum: Option<&'static str>,
 }
 
 /// The longest sample told apart, in nanoseconds.
@@ -60,7 +62,7 @@ impl Timer {
     fn finish(self) -> Measured {
         let messages = self.latency.len();
         let seconds = (self.last - self.begun).as_secs_f64();
-        Measured { latency: Some(self.latency), messages, seconds }
+        Measured { latency: Some(self.latency), messages, seconds, checksum: None }
     }
 }
 
@@ -99,16 +101,18 @@ pub(super) fn run_load(
         Api::Blocking => {
             let client = blocking::IpcClient::connect_with(socket, &options.client())?;
             let measured = Blocking { client: &client, options, clock_ns }.run(load)?;
+            let checksum = Some(client.agreement().checksum);
             client.disconnect();
-            Ok(measured)
+            Ok(Measured { checksum, ..measured })
         }
         Api::Tokio => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 let client = IpcClient::connect_with(socket, options.client()).await?;
                 let measured = Async { client: &client, options, clock_ns }.run(load).await?;
+                let checksum = Some(client.agreement().checksum);
                 client.disconnect().await;
-                Ok(measured)
+                Ok(Measured { checksum, ..measured })
             })
         }
     }
@@ -167,7 +171,7 @@ impl Blocking<'_> {
         let after = total(&self.client.call_raw(TOTAL, &[])?)?;
         let seconds = begun.elapsed().as_secs_f64();
         ensure!(after - before == self.options.samples, "messages were lost");
-        Ok(Measured { latency: None, messages: self.options.samples, seconds })
+        Ok(Measured { latency: None, messages: self.options.samples, seconds, checksum: None })
     }
 
     fn pipelined(&self, in_flight: usize) -> anyhow::Result<Measured> {
@@ -190,7 +194,7 @@ impl Blocking<'_> {
             ensure!(call.collect()?.bytes() == expected, "a reply is wrong");
         }
         let seconds = begun.elapsed().as_secs_f64();
-        Ok(Measured { latency: None, messages: self.options.samples, seconds })
+        Ok(Measured { latency: None, messages: self.options.samples, seconds, checksum: None })
     }
 }
 
@@ -231,7 +235,7 @@ impl Async<'_> {
         let after = total(&self.client.call_raw(TOTAL, &[]).await?)?;
         let seconds = begun.elapsed().as_secs_f64();
         ensure!(after - before == self.options.samples, "messages were lost");
-        Ok(Measured { latency: None, messages: self.options.samples, seconds })
+        Ok(Measured { latency: None, messages: self.options.samples, seconds, checksum: None })
     }
 
     /// As many tasks as calls in flight, each with one call at a time.
@@ -256,7 +260,8 @@ impl Async<'_> {
             task.await??;
         }
         let seconds = begun.elapsed().as_secs_f64();
-        Ok(Measured { latency: None, messages: each * u64::from(in_flight), seconds })
+        let messages = each * u64::from(in_flight);
+        Ok(Measured { latency: None, messages, seconds, checksum: None })
     }
 }
 

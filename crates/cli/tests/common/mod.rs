@@ -3,7 +3,7 @@
 #![allow(dead_code)] // Each test program uses a part.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -59,7 +59,16 @@ pub(crate) fn lapwing(args: &[&str]) -> Ended {
 
 /// Runs a command to its end, or kills it when it takes longer than [`PATIENCE`].
 pub(crate) fn run(command: &mut Command) -> Ended {
-    finish(command.spawn().unwrap())
+    // A copy of the binary is busy while a thread that forked at the wrong moment still has it open.
+    for _ in 0..500 {
+        match command.spawn() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            started => return finish(started.unwrap()),
+        }
+    }
+    panic!("the binary stays busy")
 }
 
 /// Collects what a process prints, and its end.

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapwing_proto::{HelloReject, WireError};
+use lapwing_proto::{Checksum, HelloReject, WireError};
 use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -158,7 +158,12 @@ fn grant(
     let not_permitted = |sentence: String| HelloReject::new(WireError::NotPermitted, &sentence);
     admitted.map_err(|sentence| Some(not_permitted(sentence)))?;
     let connection_id = shared.next_connection_id();
-    let link = hello.admit().grant(control, &shared.offer, connection_id).map_err(Some)?;
+    let mut offer = shared.offer.clone();
+    if credentials.uid != platform::own_uid() {
+        // Frames without a checksum are for processes of one user only.
+        offer.checksums.remove(Checksum::Off);
+    }
+    let link = hello.admit().grant(control, &offer, connection_id).map_err(Some)?;
     let program = link.agreed.peer_program.clone();
     Ok((Caller { connection_id, credentials: *credentials, program }, link))
 }

@@ -548,6 +548,9 @@ impl Connection {
             }
             (Kind::GOODBYE, false) => {
                 tally_received(&mut lock(&self.out.outbox).tally, header);
+                if Goodbye::decode(&self.frame[Header::BYTES..]).is_err() {
+                    return Err(misbehaved(WireError::BadMessage, "its Goodbye cannot be read"));
+                }
                 self.peer_left = true;
                 Ok(None)
             }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, epoll, eventfd, poll};
 use rustix::fs::{MemfdFlags, SealFlags, Timespec};
 use rustix::io::Errno;
 use rustix::thread::CpuSet;
@@ -74,9 +74,13 @@ pub(crate) fn check_sealed(file: BorrowedFd<'_>, bytes: usize) -> Result<(), Sea
 ///
 /// Its counter starts at 1 and never changes: a ring writes 0, which adds nothing but still wakes
 /// edge-triggered watchers (`eventfd_write` in the kernel's `fs/eventfd.c` wakes on every write, and
-/// a counter above zero is readable). So nobody needs to read it, it cannot saturate by ringing, and
-/// ringing cannot block even when the peer clears `O_NONBLOCK` on the shared file description or fills
-/// the counter: a write of 0 waits only while the counter is `u64::MAX`, which no write can reach.
+/// a counter above zero is readable). So nobody needs to read it and ringing cannot saturate it.
+///
+/// A peer shares the open file and can clear its `O_NONBLOCK` and raise its counter. A write of 0 waits
+/// only while the counter is `u64::MAX`, which no write can reach, but a completion of the kernel's own
+/// (Linux AIO, io_uring) can. So a ring first asks `poll`: a counter from `u64::MAX - 1` on is not writable,
+/// and its connection ends. What is left is a peer that brings both about between the two system calls
+/// (`docs/threat-model.md`).
 #[derive(Debug)]
 pub struct Doorbell(OwnedFd);
 
@@ -129,6 +133,11 @@ impl Ring for Doorbell {
     type Error = io::Error;
 
     fn ring(&self) -> io::Result<()> {
+        let mut asked = [PollFd::new(&self.0, PollFlags::OUT)];
+        poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        if !asked[0].revents().contains(PollFlags::OUT) {
+            return Err(io::Error::other("the peer has filled its doorbell's counter"));
+        }
         match rustix::io::write(&self.0, &0u64.to_ne_bytes()) {
             // EAGAIN: the counter is at its very end, so the watcher has its edge already.
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
@@ -303,15 +312,17 @@ mod tests {
     }
 
     #[test]
-    fn doorbell_filled_and_made_blocking_by_peer_still_rings_without_blocking() {
+    fn doorbell_filled_and_made_blocking_by_peer_refuses_without_blocking() {
         let (doorbell, poller, _sockets) = watched();
         poller.wait(Some(Duration::from_millis(1))).unwrap();
-        // What a hostile holder of the descriptor can do: fill the counter, clear O_NONBLOCK.
-        rustix::io::write(&doorbell, &(u64::MAX - 2).to_ne_bytes()).unwrap();
+        // What a hostile holder of the descriptor can do: raise the counter, clear O_NONBLOCK.
+        rustix::io::write(&doorbell, &(u64::MAX - 3).to_ne_bytes()).unwrap();
         rustix::fs::fcntl_setfl(&doorbell, rustix::fs::OFlags::empty()).unwrap();
         poller.wait(Some(Duration::from_millis(1))).unwrap();
         doorbell.ring().unwrap();
         assert!(poller.wait(Some(Duration::from_secs(5))).unwrap().doorbell);
+        rustix::io::write(&doorbell, &1u64.to_ne_bytes()).unwrap();
+        assert!(doorbell.ring().is_err(), "one completion away from blocking a write");
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! - `seal(file)`: from now on nobody, this process included, can shrink, grow or newly map it for writing,
 //!   while mappings that exist go on working; `check_sealed(file, bytes)`: whether a file from a peer is
 //!   of that kind, sealed so, and of exactly that length;
-//! - [`Doorbell`]: an object that crosses processes as a file descriptor, wakes a sleeper when rung, never
-//!   blocks the ringer whatever the peer does to it, and needs no reading;
+//! - [`Doorbell`]: an object that crosses processes as a file descriptor, wakes a sleeper when rung, does
+//!   not block the ringer, and needs no reading;
 //! - [`Poller`]: sleeping on one doorbell and one socket at once, with a time limit;
 //! - [`online_cores`], [`pin_to_core`]: how many cores there are, and staying on one.
 //!

@@ -8,9 +8,6 @@ const UNSAFE: &[&str] = &[
     "crates/shm/src/mapping.rs",
     "crates/shm/src/memory.rs",
     "crates/shm/src/sys/",
-    // A counting `#[global_allocator]`, for the test that a call allocates nothing, cannot be written
-    // without it. Each test file is a crate of its own, and none is shipped.
-    "crates/lapwing/tests/allocations.rs",
     // The foreign edge.
     "bindings/",
 ];
