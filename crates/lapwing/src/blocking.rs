@@ -317,7 +317,7 @@ impl IpcClient {
                 return answer;
             }
             inbox.disarm();
-            let rested = if inbox.spin(LINGER, || false) {
+            let rested = if inbox.spin(LINGER) {
                 Ok(())
             } else if inbox.spinner.policy() == Spin::Always && core.doorbell.is_some() {
                 self.look_at_socket()

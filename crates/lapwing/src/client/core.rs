@@ -16,7 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lapwing_proto::{
     CallTable, Flags, Goodbye, Header, Kind, Lookup, MessageId, PeerMisbehaved, Status, WireError,
@@ -620,9 +620,10 @@ fn check_kind(asked: Kind, answered: Kind) -> Result<(), Broken> {
 impl Inbox {
     /// Looks for up to `limit` as the spin policy says; whether something came.
     #[inline]
-    pub(crate) fn spin(&mut self, limit: std::time::Duration, also: impl Fn() -> bool) -> bool {
+    pub(crate) fn spin(&mut self, limit: Duration) -> bool {
         let receiving = &self.receiving;
-        self.spinner.spin(limit, || receiving.is_ready() || also())
+        // A socket shows nothing without a system call.
+        self.sleeper.is_some() && self.spinner.spin(limit, || receiving.is_ready())
     }
 
     /// Says that this side is about to sleep; whether there is nothing to do but that.

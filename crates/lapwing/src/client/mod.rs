@@ -312,7 +312,8 @@ impl IpcClient {
         if core.in_flight() == 1 && self.may_look_in_place(cx, yielded) {
             match self.look_in_place(call) {
                 Looked::Found(outcome) => return Poll::Ready(outcome),
-                Looked::Slept => return self.register(cx, call.id),
+                // The driver is asleep and armed, or on its way there: the reply rings for it.
+                Looked::Slept | Looked::Cold => return self.register(cx, call.id),
                 Looked::Busy => {}
             }
         }
@@ -356,8 +357,8 @@ impl IpcClient {
         let Ok(mut inbox) = core.inbox.try_lock() else {
             return Looked::Busy;
         };
-        if !inbox.spinner.is_warm() {
-            return Looked::Busy;
+        if core.doorbell.is_none() || !inbox.spinner.is_warm() {
+            return Looked::Cold;
         }
         if inbox.is_armed() {
             inbox.disarm();
@@ -380,7 +381,7 @@ impl IpcClient {
             if room_wanted {
                 core.offer_room();
             }
-            if inbox.spin(SPIN_BOUND, || false) {
+            if inbox.spin(SPIN_BOUND) {
                 continue;
             }
             let begun = *begun.get_or_insert_with(deadline);
@@ -405,7 +406,9 @@ enum Looked {
     Found(Outcome),
     /// Nothing came; the sleep word is armed.
     Slept,
-    /// Somebody else looks, or the policy says not to.
+    /// The policy says to sleep, or there is no ring to look at.
+    Cold,
+    /// Somebody else looks.
     Busy,
 }
 
