@@ -88,11 +88,43 @@ fn frame_with_a_wrong_header_field_is_cut_by_its_number() {
     assert_each_is_cut(test_name!(), &BOTH, cases);
 }
 
+fn send_extended(peer: &mut RawPeer, payload: &[u8]) {
+    let mut frame = RawFrame::request(ECHO, 7, payload);
+    frame.flags |= Flags::EXTENDED.bits();
+    peer.send_frame(&frame);
+}
+
+fn bulk_block() -> Vec<u8> {
+    let mut block = vec![19, 0, 0x83, 16, 0];
+    block.extend_from_slice(&[0; 16]);
+    block
+}
+
+#[test]
+fn extension_entries_that_are_not_critical_are_skipped() {
+    let Some(mut victim) = Victim::start(test_name!(), |server| server) else { return };
+    for transport in BOTH {
+        let mut peer = RawPeer::greet(victim.path(), transport);
+        // A deadline of a second, an unknown entry of two bytes, then what the method sees.
+        let mut payload = vec![16, 0, 0x01, 8, 0];
+        payload.extend_from_slice(&1_000_000_u64.to_le_bytes());
+        payload.extend_from_slice(&[0x7E, 2, 0, 1, 2]);
+        payload.extend_from_slice(b"seen");
+        send_extended(&mut peer, &payload);
+        assert_eq!(peer.hear_frame().1, b"seen", "{transport:?}");
+    }
+    victim.assert_unharmed();
+}
+
 #[test]
 fn frame_that_was_not_agreed_on_is_cut_by_its_number() {
     let cases: &[Case] = &[
         ("compressed", |p| send_with(p, |f| f.flags |= 0x01), WireError::BadFlags),
         ("stream", |p| send_with(p, |f| f.flags |= 0x04), WireError::BadFlags),
+        ("a block past its end", |p| send_extended(p, &[9, 0, 1]), WireError::BadExtension),
+        ("an entry past its end", |p| send_extended(p, &[3, 0, 1, 8, 0]), WireError::BadExtension),
+        ("a critical entry", |p| send_extended(p, &[3, 0, 0xFF, 0, 0]), WireError::BadExtension),
+        ("a bulk entry", |p| send_extended(p, &bulk_block()), WireError::BadExtension),
         (
             "a response to no call",
             |p| p.send_frame(&RawFrame::response(ECHO, 9, b"")),

@@ -365,10 +365,9 @@ impl Connection {
         if header.kind.is_connection() {
             return self.handle_connection_frame(header);
         }
-        if flags.contains(Flags::EXTENDED)
-            && let Err(error) = strip_extensions(&mut self.frame)
-        {
-            return self.fail(header, &Status::invalid_argument(error.to_string()));
+        if flags.contains(Flags::EXTENDED) && strip_extensions(&mut self.frame).is_err() {
+            let detail = "an extension block cannot be understood";
+            return Err(misbehaved(WireError::BadExtension, detail));
         }
         let Some(route) = shared.router.find(header.kind) else {
             let status = Status::unimplemented(format!("there is no method {}", header.kind));
