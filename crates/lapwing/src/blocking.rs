@@ -20,7 +20,7 @@ use crate::control::ControlSocket;
 use crate::endpoint;
 use crate::error::{CallError, ConnectError};
 use crate::handshake::ClientHello;
-use crate::link::Broken;
+use crate::link::{Broken, look_at_socket};
 use crate::payload::Payload;
 use crate::{ClientOptions, ClientStats, ConnectionState, methods, platform};
 
@@ -354,7 +354,7 @@ impl IpcClient {
     /// With shared memory the socket carries nothing but the server's end.
     fn look_at_socket(&self) -> Result<(), Broken> {
         let core = &self.shared.core;
-        if core.doorbell.is_some() { core.look_at_socket() } else { Ok(()) }
+        if core.doorbell.is_some() { look_at_socket(&core.socket) } else { Ok(()) }
     }
 
     #[cold]

@@ -106,6 +106,24 @@ pub(crate) enum Broken {
     Failed(Box<str>),
 }
 
+/// The peer did what the protocol forbids.
+pub(crate) fn misbehaved(error: WireError, detail: &'static str) -> Broken {
+    Broken::Misbehaved(PeerMisbehaved { error, detail })
+}
+
+/// With shared memory: whether the socket, which then carries nothing, has ended.
+pub(crate) fn look_at_socket(socket: &UnixStream) -> Result<(), Broken> {
+    match platform::receive(socket, &mut [0]) {
+        Ok(0) => Err(Broken::Ended),
+        Ok(_) => {
+            let detail = "bytes came on the socket of a shared-memory connection";
+            Err(misbehaved(WireError::UnexpectedMessage, detail))
+        }
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 impl From<io::Error> for Broken {
     fn from(error: io::Error) -> Broken {
         match error.kind() {
@@ -122,13 +140,13 @@ impl From<BadCommit> for Broken {
             BadCommit::Behind { .. } => "a commit word lies behind its record",
             BadCommit::LapAhead { .. } => "a commit word is more than a lap ahead",
         };
-        Broken::Misbehaved(PeerMisbehaved { error: WireError::BadRing, detail })
+        misbehaved(WireError::BadRing, detail)
     }
 }
 
 impl From<FrameError> for Broken {
     fn from(error: FrameError) -> Broken {
-        Broken::Misbehaved(PeerMisbehaved { error: error.wire_error(), detail: "" })
+        misbehaved(error.wire_error(), "")
     }
 }
 
@@ -279,7 +297,7 @@ impl From<ReserveError> for SendError {
 
 fn broken_ring(_: ReserveError) -> Broken {
     let detail = "the position it says it has read to is impossible";
-    Broken::Misbehaved(PeerMisbehaved { error: WireError::BadRing, detail })
+    misbehaved(WireError::BadRing, detail)
 }
 
 /// Sends `frame`; what the socket does not take of it becomes the backlog.
@@ -412,8 +430,7 @@ fn take_record(
     };
     let span = record.span();
     if span > layout::record_span(Header::BYTES + payload_max as usize) {
-        let error = WireError::FrameTooLong;
-        return Err(Broken::Misbehaved(PeerMisbehaved { error, detail: "a record is too long" }));
+        return Err(misbehaved(WireError::FrameTooLong, "a record is too long"));
     }
     // Each word of the header is loaded once; then the copy alone is looked at.
     let words = record.read_words().map(u64::from_le);
@@ -421,7 +438,7 @@ fn take_record(
     let length = Header::BYTES + header.length as usize;
     if layout::record_span(length) != span {
         let detail = "a commit word disagrees with its frame's length";
-        return Err(Broken::Misbehaved(PeerMisbehaved { error: WireError::BadRing, detail }));
+        return Err(misbehaved(WireError::BadRing, detail));
     }
     let zeroed = [words[0], words[1], words[2] & u64::from(u32::MAX)];
     frame.extend_from_slice(&[0; Header::BYTES]);

@@ -19,7 +19,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use lapwing_proto::{
-    CallTable, Flags, Goodbye, Header, Kind, Lookup, MessageId, PeerMisbehaved, Status, WireError,
+    CallTable, Flags, Goodbye, Header, Kind, Lookup, MessageId, Status, WireError,
 };
 use lapwing_shm::{Doorbell, Sleeper, Spin, Spinner};
 
@@ -28,10 +28,9 @@ use crate::error::{CallError, Delivered, EndReason};
 use crate::handshake::plain;
 use crate::link::{
     Agreed, Broken, Link, Receiving, SendError, Sending, call_header, connection_header,
-    strip_extensions,
+    misbehaved, strip_extensions,
 };
 use crate::payload::Payload;
-use crate::platform;
 
 /// Locks, also after a panic elsewhere: every critical section leaves its value whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -585,28 +584,10 @@ impl Core {
         };
         self.finish(&broken);
     }
-
-    /// With shared memory: whether the socket, which then carries nothing, has ended.
-    pub(crate) fn look_at_socket(&self) -> Result<(), Broken> {
-        let mut byte = [0];
-        match platform::receive(&self.socket, &mut byte) {
-            Ok(0) => Err(Broken::Ended),
-            Ok(_) => {
-                let detail = "bytes came on the socket of a shared-memory connection";
-                Err(misbehaved(WireError::UnexpectedMessage, detail))
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
 }
 
 /// Flags that need something this version has not agreed on.
 const UNSUPPORTED: Flags = Flags::COMPRESSED.union(Flags::STREAM);
-
-fn misbehaved(error: WireError, detail: &'static str) -> Broken {
-    Broken::Misbehaved(PeerMisbehaved { error, detail })
-}
 
 /// A response has its request's kind; Pong answers Ping.
 #[inline]

@@ -8,7 +8,7 @@ use std::time::Instant;
 use lapwing_shm::{SPIN_BOUND, Spin};
 
 use super::{Core, Kick, LINGER, lock};
-use crate::link::Broken;
+use crate::link::{Broken, look_at_socket};
 use crate::waking::{Bells, yield_to_others};
 
 /// See the invariant of the parent module.
@@ -106,7 +106,7 @@ impl Driver {
                 // One that never sleeps looks now and then whether the server is still there.
                 if quiet >= LINGER && self.core.doorbell.is_some() {
                     self.quiet_since = None;
-                    self.core.look_at_socket()?;
+                    look_at_socket(&self.core.socket)?;
                 }
                 return Ok(Rest::Look);
             }
@@ -149,7 +149,7 @@ impl Driver {
             () = self.kick.notify.notified() => Ok(true),
             woken = self.bells.wait(writable) => {
                 if woken? && self.core.doorbell.is_some() {
-                    self.core.look_at_socket()?;
+                    look_at_socket(&self.core.socket)?;
                 }
                 Ok(true)
             }

@@ -19,10 +19,10 @@ use super::stats::Tally;
 use super::{Phase, Shared};
 use crate::client::{LINGER, lock};
 use crate::link::{
-    Broken, Link, Receiving, SendError, Sending, call_header, connection_header, strip_extensions,
+    Broken, Link, Receiving, SendError, Sending, call_header, connection_header, look_at_socket,
+    misbehaved, strip_extensions,
 };
 use crate::payload::Payload;
-use crate::platform;
 use crate::waking::{Bells, yield_to_others};
 
 /// Frames handled in one turn, at most.
@@ -270,7 +270,7 @@ impl Connection {
             biased;
             woken = self.bells.wait(writable) => {
                 if woken? && self.doorbell.is_some() {
-                    self.look_at_socket()?;
+                    look_at_socket(&self.socket)?;
                 }
             }
             _ = self.calls.join_next(), if !self.calls.is_empty() => {}
@@ -280,19 +280,6 @@ impl Connection {
             }
         }
         Ok(())
-    }
-
-    /// With shared memory the socket carries nothing but the peer's end.
-    fn look_at_socket(&mut self) -> Result<(), Broken> {
-        match platform::receive(&self.socket, &mut [0]) {
-            Ok(0) => Err(Broken::Ended),
-            Ok(_) => {
-                let detail = "bytes came on the socket of a shared-memory connection";
-                Err(misbehaved(WireError::UnexpectedMessage, detail))
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error.into()),
-        }
     }
 
     fn say_goodbye(&self) {
@@ -595,10 +582,6 @@ impl Connection {
 
 /// Flags that need something this version has not agreed on.
 const UNSUPPORTED: Flags = Flags::COMPRESSED.union(Flags::STREAM);
-
-fn misbehaved(error: WireError, detail: &'static str) -> Broken {
-    Broken::Misbehaved(PeerMisbehaved { error, detail })
-}
 
 fn response_kind(kind: Kind) -> Kind {
     if kind == Kind::PING { Kind::PONG } else { kind }
