@@ -222,10 +222,27 @@ impl IpcClient {
     ) -> Result<T, CallError> {
         loop {
             match start(&self.shared.core) {
-                Ok(started) => return Ok(started),
+                Ok(started) => {
+                    if self.shared.core.doorbell.is_none() {
+                        self.push_backlog();
+                    }
+                    return Ok(started);
+                }
                 Err(StartError::Failed(error)) => return Err(error),
                 Err(StartError::Full(bytes)) => self.wait_for_room(bytes),
             }
+        }
+    }
+
+    /// A socket may have taken only part of a frame: waits until it has the rest.
+    fn push_backlog(&self) {
+        let core = &self.shared.core;
+        if !lock(&core.outbox).sending.has_backlog() {
+            return;
+        }
+        // Also for a leader that sleeps already; one that wakes looks for room for everybody.
+        if self.shared.poller.want_writable(core.socket.as_fd(), true).is_ok() {
+            self.wait_for_room(0);
         }
     }
 

@@ -312,7 +312,8 @@ fn send_on_socket(
     }
     let taken = match platform::send(socket, frame) {
         Ok(taken) => taken,
-        Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(SendError::Full),
+        // It waits as the backlog, one frame at most: that is what says to watch the socket for room.
+        Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
         Err(error) if error.kind() == ErrorKind::Interrupted => 0,
         Err(error) => return Err(SendError::Broken(error.into())),
     };

@@ -181,7 +181,9 @@ impl IpcClient {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
         let core = &self.shared.core;
         let send = |_: &mut Context<'_>| core.start_oneway(Outgoing { kind, payload });
-        self.poll_start(send).await
+        self.poll_start(send).await?;
+        self.sent();
+        Ok(())
     }
 
     /// Asks the connection itself for an answer, past every route; the time it took.
@@ -267,6 +269,7 @@ impl IpcClient {
             }
         };
         guard.id = Some(started.id);
+        self.sent();
         let mut yielded = false;
         let outcome = poll_fn(|cx| self.poll_reply(cx, &started, &mut yielded)).await;
         guard.id = None;
@@ -293,6 +296,13 @@ impl IpcClient {
             Poll::Pending
         })
         .await
+    }
+
+    /// A socket may have taken only part of it: the driver then watches for room.
+    fn sent(&self) {
+        if self.shared.core.doorbell.is_none() {
+            self.shared.kick.notify.notify_one();
+        }
     }
 
     fn kick(&self) {
