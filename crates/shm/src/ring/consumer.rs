@@ -62,8 +62,7 @@ impl Consumer {
     /// Whether something stands at the next position; nothing is checked. For polling.
     ///
     /// Looks at the line behind as well and throws the value away: where a record has a second line,
-    /// it is then on its way to this core while the first is still being published, instead of after it
-    /// (measured: 200 ns off a round trip of 64 bytes where the floor is 400, 60 where it is 100).
+    /// it is then on its way to this core while the first is still being published, instead of after it.
     #[must_use]
     #[inline]
     pub fn has_record(&self) -> bool {
