@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use lapwing_proto::{Description, Kind};
 use lapwing_shm::{Poller, Spin};
 
-use crate::client::{Core, Inbox, LINGER, Outcome, Outgoing, StartError, Started, lock, state_of};
+use crate::client::{
+    Core, Inbox, LINGER, Outcome, Outgoing, Room, StartError, Started, lock, state_of,
+};
 use crate::control::ControlSocket;
 use crate::endpoint;
 use crate::error::{CallError, ConnectError};
@@ -229,7 +231,7 @@ impl IpcClient {
                     return Ok(started);
                 }
                 Err(StartError::Failed(error)) => return Err(error),
-                Err(StartError::Full(bytes)) => self.wait_for_room(bytes),
+                Err(StartError::Full(room)) => self.wait_for_room(room),
             }
         }
     }
@@ -242,7 +244,7 @@ impl IpcClient {
         }
         // Also for a leader that sleeps already; one that wakes looks for room for everybody.
         if self.shared.poller.want_writable(core.socket.as_fd(), true).is_ok() {
-            self.wait_for_room(0);
+            self.wait_for_room(Room { bytes: 0, place: false });
         }
     }
 
@@ -265,10 +267,10 @@ impl IpcClient {
     }
 
     #[cold]
-    fn wait_for_room(&self, bytes: usize) {
+    fn wait_for_room(&self, room: Room) {
         let core = &self.shared.core;
         let waker = thread_waker();
-        core.wait_for_room(bytes, &waker);
+        core.wait_for_room(room, &waker);
         // Nothing is registered any more once room was offered.
         let woken = || (!core.waits_for_room(&waker)).then_some(());
         loop {

@@ -220,6 +220,73 @@ fn blocking_oneway_messages_all_arrive_also_past_a_full_ring() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_longer_than_a_socket_s_buffer_go_through_whole() {
+    const BYTES: usize = 3_000_000;
+    for spin in [Spin::Never, Spin::Adaptive, Spin::Always] {
+        let fixture = serve(spin);
+        let options = options(Transport::Socket, spin);
+        let sent = pattern(3, BYTES);
+        let client = IpcClient::connect_with(&fixture.path, options.clone()).await.unwrap();
+        for _ in 0..3 {
+            let reply = client.call_raw(ECHO, &sent).await.unwrap();
+            assert!(reply.bytes() == sent, "{spin:?}");
+        }
+        for _ in 0..5 {
+            client.send_oneway(COUNT, &sent).await.unwrap();
+        }
+        // All of it is sent before the connection closes.
+        client.disconnect().await;
+        let path = fixture.path.clone();
+        let counted = Arc::clone(&fixture.counted);
+        tokio::task::spawn_blocking(move || {
+            let client = blocking::IpcClient::connect_with(&path, &options).unwrap();
+            for _ in 0..3 {
+                let reply = client.call_raw(ECHO, &sent).unwrap();
+                assert!(reply.bytes() == sent, "{spin:?}");
+            }
+            for _ in 0..5 {
+                client.send_oneway(COUNT, &sent).unwrap();
+            }
+            client.disconnect();
+            eventually(|| counted.load(Ordering::Relaxed) == 10 * BYTES as u64);
+        })
+        .await
+        .unwrap();
+    }
+}
+
+#[test]
+fn blocking_calls_longer_than_a_socket_s_buffer_fill_the_table_and_come_back() {
+    let runtime = runtime();
+    let fixture = {
+        let _entered = runtime.enter();
+        serve(Spin::Never)
+    };
+    let options = ClientOptions {
+        transport: Transport::Socket,
+        calls_in_flight: 2,
+        ..ClientOptions::default()
+    };
+    let client = blocking::IpcClient::connect_with(&fixture.path, &options).unwrap();
+    let sent = [pattern(1, 1_000_000), pattern(2, 2_000_000)];
+    for _ in 0..5 {
+        let pending = sent.each_ref().map(|sent| client.submit(ECHO, sent).unwrap());
+        for (pending, sent) in pending.into_iter().zip(&sent) {
+            assert!(pending.collect().unwrap().bytes() == *sent);
+        }
+    }
+}
+
+/// Waits for something that comes without anything to await.
+fn eventually(is_so: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it did not come");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[tokio::test]
 async fn errors_are_typed_and_the_connection_lives_on() {
     let fixture = serve(Spin::Adaptive);

@@ -60,8 +60,8 @@ enum Call {
 pub(crate) struct Outbox {
     pub(crate) sending: Sending,
     calls: CallTable<Call>,
-    /// Who waits for a place in the table or for this many bytes of room, in order.
-    waiting: Vec<(usize, Waker)>,
+    /// Who waits for room, in order.
+    waiting: Vec<(Room, Waker)>,
     said_goodbye: bool,
     /// Who waits for the last call in flight to end.
     drained: Option<Waker>,
@@ -104,9 +104,18 @@ pub(crate) struct Core {
 
 /// Why a call or message did not start.
 pub(crate) enum StartError {
-    /// No room, or too many calls in flight: this many bytes are waited for.
-    Full(usize),
+    /// No room, or too many calls in flight.
+    Full(Room),
     Failed(CallError),
+}
+
+/// What a frame waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Room for this many bytes of payload.
+    pub(crate) bytes: usize,
+    /// A place in the table of calls, too.
+    pub(crate) place: bool,
 }
 
 /// A frame to start a call or a one-way message with.
@@ -210,12 +219,12 @@ impl Core {
         let begun = self.counters.begin();
         let call = Call::Waiting { waker: None, kind: out.kind, begun };
         let Ok(id) = outbox.calls.insert(call) else {
-            return Err(StartError::Full(out.payload.len()));
+            return Err(StartError::Full(Room { bytes: out.payload.len(), place: true }));
         };
         let header = call_header(Flags::REQUEST, out.kind, id);
         if let Err(error) = outbox.sending.send(header, out.payload) {
             outbox.calls.remove(id);
-            return Err(self.refused(error, out.payload.len()));
+            return Err(self.refused(error, Room { bytes: out.payload.len(), place: true }));
         }
         self.in_flight.store(outbox.calls.len() as u32, Ordering::Relaxed);
         self.counters.sent(out.payload.len());
@@ -233,7 +242,8 @@ impl Core {
         self.check_open(&outbox)?;
         let header = call_header(Flags::NONE, out.kind, MessageId::CONNECTION);
         let sent = outbox.sending.send(header, out.payload);
-        sent.map_err(|error| self.refused(error, out.payload.len()))?;
+        let room = Room { bytes: out.payload.len(), place: false };
+        sent.map_err(|error| self.refused(error, room))?;
         self.counters.sent(out.payload.len());
         let flushed = outbox.sending.flush();
         drop(outbox);
@@ -258,12 +268,12 @@ impl Core {
     }
 
     #[cold]
-    fn refused(&self, error: SendError, length: usize) -> StartError {
+    fn refused(&self, error: SendError, room: Room) -> StartError {
         match error {
-            SendError::Full => StartError::Full(length),
+            SendError::Full => StartError::Full(room),
             SendError::TooLarge(max) => {
                 self.counters.failed();
-                StartError::Failed(CallError::TooLarge { length, max })
+                StartError::Failed(CallError::TooLarge { length: room.bytes, max })
             }
             SendError::Broken(broken) => StartError::Failed(self.broken_error(&broken)),
         }
@@ -273,11 +283,11 @@ impl Core {
         self.record_end(broken).error(Delivered::Never)
     }
 
-    /// Registers who is woken when there may be room for `bytes` or a free place in the table.
-    pub(crate) fn wait_for_room(&self, bytes: usize, waker: &Waker) {
+    /// Registers who is woken when there is this room.
+    pub(crate) fn wait_for_room(&self, room: Room, waker: &Waker) {
         let mut outbox = self.outbox();
         if !outbox.waiting.iter().any(|(_, known)| known.will_wake(waker)) {
-            outbox.waiting.push((bytes, waker.clone()));
+            outbox.waiting.push((room, waker.clone()));
         }
         self.room_wanted.store(true, Ordering::Relaxed);
         drop(outbox);
@@ -299,14 +309,16 @@ impl Core {
         let ended = self.end.get().is_some();
         let mut woken = Vec::new();
         let Outbox { waiting, sending, .. } = &mut *outbox;
-        waiting.retain(|(bytes, waker)| {
-            let room = ended || places && sending.has_room(*bytes).unwrap_or(true);
-            if room {
+        waiting.retain(|(room, waker)| {
+            let has_place = places || !room.place;
+            let has_room = has_place && sending.has_room(room.bytes).unwrap_or(true);
+            if has_room || ended {
                 woken.push(waker.clone());
             }
-            !room
+            !(has_room || ended)
         });
         self.room_wanted.store(!waiting.is_empty(), Ordering::Relaxed);
+        outbox.wake_drained();
         drop(outbox);
         let any = !woken.is_empty();
         woken.into_iter().for_each(Waker::wake);
@@ -342,19 +354,24 @@ impl Core {
     #[inline]
     fn closed_one(&self, outbox: &mut Outbox) {
         self.in_flight.store(outbox.calls.len() as u32, Ordering::Relaxed);
-        if outbox.calls.is_empty()
-            && let Some(waker) = outbox.drained.take()
-        {
-            waker.wake();
-        }
+        outbox.wake_drained();
     }
 
-    /// Whether no call is in flight or the connection is over; otherwise `waker` is woken then.
+    /// On a socket: sends what it takes of the frame that it did not take whole.
+    pub(crate) fn push_backlog(&self) -> Result<(), Broken> {
+        let mut outbox = self.outbox();
+        outbox.sending.flush()?;
+        outbox.wake_drained();
+        Ok(())
+    }
+
+    /// Whether no call is in flight and all is sent, or the connection is over; otherwise `waker` is
+    /// woken then.
     pub(crate) fn poll_drained(&self, waker: &Waker) -> bool {
         self.drain_wanted.store(true, Ordering::Relaxed);
         self.meet();
         let mut outbox = self.outbox();
-        if outbox.calls.is_empty() || self.end.get().is_some() {
+        if outbox.is_drained() || self.end.get().is_some() {
             return true;
         }
         outbox.drained = Some(waker.clone());
@@ -596,6 +613,22 @@ fn check_kind(asked: Kind, answered: Kind) -> Result<(), Broken> {
         return Ok(());
     }
     Err(misbehaved(WireError::BadKind, "a response has another kind than its request"))
+}
+
+impl Outbox {
+    fn is_drained(&self) -> bool {
+        self.calls.is_empty() && !self.sending.has_backlog()
+    }
+
+    #[inline]
+    fn wake_drained(&mut self) {
+        if self.drained.is_some()
+            && self.is_drained()
+            && let Some(waker) = self.drained.take()
+        {
+            waker.wake();
+        }
+    }
 }
 
 impl Inbox {

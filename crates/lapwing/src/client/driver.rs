@@ -77,6 +77,9 @@ impl Driver {
         self.core.deliver(&mut inbox, None)?;
         let moved = inbox.delivered != before;
         drop(inbox);
+        if self.core.doorbell.is_none() {
+            self.core.push_backlog()?;
+        }
         let woken = self.core.offer_room();
         Ok(if moved || woken { Turn::Moved } else { Turn::Nothing })
     }

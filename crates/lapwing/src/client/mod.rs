@@ -28,7 +28,7 @@ use lapwing_shm::SPIN_BOUND;
 use tokio::io::Interest;
 use tokio::sync::Notify;
 
-pub(crate) use self::core::{Core, Inbox, Outcome, Outgoing, StartError, Started, lock};
+pub(crate) use self::core::{Core, Inbox, Outcome, Outgoing, Room, StartError, Started, lock};
 use self::driver::Driver;
 pub use self::options::{ClientOptions, FrameChecksum, Transport};
 pub(crate) use self::options::{checksum_set, program_name};
@@ -289,7 +289,7 @@ impl IpcClient {
                     Ok(started) => return Poll::Ready(Ok(started)),
                     Err(StartError::Failed(error)) => return Poll::Ready(Err(error)),
                     // Registered first, then tried once more: room that came in between is seen.
-                    Err(StartError::Full(bytes)) => core.wait_for_room(bytes, cx.waker()),
+                    Err(StartError::Full(room)) => core.wait_for_room(room, cx.waker()),
                 }
             }
             self.kick();
