@@ -45,7 +45,7 @@ use crate::waking::watch;
 pub(crate) const LINGER: Duration = Duration::from_millis(1);
 
 /// Calls that go without asking again whether other tasks of the runtime want to send meanwhile.
-const CALLS_BETWEEN_PROBES: u32 = 32;
+const CALLS_BETWEEN_PROBES: u32 = 128;
 
 /// State of a connection, as [`IpcClient::state`] tells it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -319,7 +319,7 @@ impl IpcClient {
         yielded: &mut bool,
     ) -> Poll<Outcome> {
         let core = &*self.shared.core;
-        if core.in_flight() == 1 && self.may_look_in_place(cx, yielded) {
+        if core.in_flight() == 1 && self.may_look_in_place(yielded) {
             match self.look_in_place(call) {
                 Looked::Found(outcome) => return Poll::Ready(outcome),
                 // The driver is asleep and armed, or on its way there: the reply rings for it.
@@ -349,7 +349,7 @@ impl IpcClient {
     /// Looking in place keeps this thread from running the tasks that would send meanwhile. So every
     /// few calls the task first goes to the back of the runtime's queue once; if it is alone in flight
     /// after that, it takes itself to be for the next calls, too.
-    fn may_look_in_place(&self, _cx: &Context<'_>, yielded: &mut bool) -> bool {
+    fn may_look_in_place(&self, yielded: &mut bool) -> bool {
         let alone = &self.shared.alone;
         let left = alone.load(Ordering::Relaxed);
         if left > 0 {
@@ -375,7 +375,6 @@ impl IpcClient {
             // Invariant D: from here on the driver lingers.
             self.shared.kick.notify.notify_one();
         }
-        let deadline = Instant::now;
         let mut begun = None;
         loop {
             match core.deliver(&mut inbox, Some(call)) {
@@ -387,14 +386,16 @@ impl IpcClient {
                     return Looked::Slept;
                 }
             }
-            let room_wanted = core.room_wanted();
-            if room_wanted {
-                core.offer_room();
+            // The driver may have delivered it before this task held the inbox. While nothing has come
+            // yet this costs no time that would not be waited anyway.
+            if let Some(outcome) = core.poll_call(call.id, None) {
+                return Looked::Found(outcome);
             }
+            core.offer_room();
             if inbox.spin(SPIN_BOUND) {
                 continue;
             }
-            let begun = *begun.get_or_insert_with(deadline);
+            let begun = *begun.get_or_insert_with(Instant::now);
             if inbox.spinner.policy() == lapwing_shm::Spin::Always && begun.elapsed() < LINGER {
                 continue;
             }
