@@ -28,6 +28,7 @@ mod real {
     use crate::layout;
     use crate::mapping::{Access, Mapping};
     use crate::sync::{AtomicU64, Ordering};
+    use crate::sys;
 
     /// A mapped segment: where it lies, how long its mapping and its ring are.
     #[derive(Clone, Debug)]
@@ -144,6 +145,12 @@ mod real {
         #[inline]
         pub(crate) fn load(&self, offset: usize, ordering: Ordering) -> u64 {
             self.0.word(offset).load(ordering)
+        }
+
+        /// Asks for the line at `offset` to be brought near: a hint.
+        #[inline]
+        pub(crate) fn prefetch(&self, offset: usize) {
+            sys::prefetch(self.0.at(offset, 0).cast_const());
         }
 
         /// Loads words that lie side by side from `offset` on, each at once and only once.
@@ -293,6 +300,9 @@ mod model {
     }
 
     impl PeerMemory {
+        /// Nothing: a hint changes no value.
+        pub(crate) fn prefetch(&self, _offset: usize) {}
+
         /// Bytes of the modelled ring.
         #[must_use]
         pub fn ring_bytes(&self) -> u32 {

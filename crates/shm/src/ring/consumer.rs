@@ -61,14 +61,15 @@ impl Consumer {
 
     /// Whether something stands at the next position; nothing is checked. For polling.
     ///
-    /// Looks at the line behind as well and throws the value away: where a record has a second line,
-    /// it is then on its way to this core while the first is still being published, instead of after it.
+    /// Prefetches the line behind as well: where a record has a second line, it is then on its way to
+    /// this core while the first is still being published, instead of after it. A load would do the same,
+    /// but the first line's load could not retire before it, and one that has run ahead of it is done
+    /// again when its line is taken away meanwhile: measured at 30 to 60 ns a round trip.
     #[must_use]
     #[inline]
     pub fn has_record(&self) -> bool {
         let behind = self.position + LINE_BYTES as u64;
-        let behind = layout::RING + (behind & self.mask) as usize;
-        core::hint::black_box(self.peer.load(behind, Ordering::Relaxed));
+        self.peer.prefetch(layout::RING + (behind & self.mask) as usize);
         self.commit_word() != 0
     }
 

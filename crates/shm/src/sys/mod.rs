@@ -9,7 +9,12 @@
 //! - [`Poller`]: sleeping on one doorbell and one socket at once, with a time limit;
 //! - [`online_cores`], [`pin_to_core`]: how many cores there are, and staying on one.
 //!
+//! `processor.rs` holds what depends on the processor alone: a hint, `prefetch`.
+//!
 //! Mapping itself (`mapping.rs`) is POSIX, with the double mapping by fixed addresses.
+
+mod processor;
+pub(crate) use processor::prefetch;
 
 #[cfg(target_os = "linux")]
 mod linux;
