@@ -62,9 +62,8 @@ impl Consumer {
     /// Whether something stands at the next position; nothing is checked. For polling.
     ///
     /// Prefetches the line behind as well: where a record has a second line, it is then on its way to
-    /// this core while the first is still being published, instead of after it. A load would do the same,
-    /// but the first line's load could not retire before it, and one that has run ahead of it is done
-    /// again when its line is taken away meanwhile: measured at 30 to 60 ns a round trip.
+    /// this core while the first is still being published, instead of after it. Not by a load: the one
+    /// that is polled could not retire before it (`docs/memory.md`, section 4).
     #[must_use]
     #[inline]
     pub fn has_record(&self) -> bool {
