@@ -14,15 +14,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("say where to listen: echo_server PATH")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let server = IpcServer::builder()
+        let _server = IpcServer::builder()
             .route_inline(ECHO, "echo", |_caller, request, reply| {
                 reply.extend(request);
                 Ok(())
             })
             .bind(&path)?
             .serve()?;
-        tokio::signal::ctrl_c().await?;
-        server.shutdown().await;
-        Ok(())
+        // Until it is killed: the memory goes with it, and the next server takes the socket's path over.
+        std::future::pending().await
     })
 }
