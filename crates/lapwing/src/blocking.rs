@@ -4,7 +4,6 @@
 //! delivers for all; the others park. A leader that has what it wanted wakes one of the others to lead.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -84,18 +83,23 @@ impl IpcClient {
         let path = path.as_ref();
         endpoint::check_connect_path(path)?;
         let deadline = Instant::now() + options.handshake;
-        let socket =
-            UnixStream::connect(path).map_err(|error| endpoint::connect_error(path, error))?;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let late = || ConnectError::HandshakeTimeout { seconds: options.handshake.as_secs() };
+        let socket = loop {
+            match endpoint::try_connect(path)? {
+                Some(socket) => break socket,
+                None if left().is_zero() => return Err(late()),
+                None => thread::sleep(endpoint::CONNECT_AGAIN),
+            }
+        };
         let mut control = ControlSocket::new(socket)?;
         let awaiting = ClientHello::prepare(options.hello())?.send(&control)?;
         let message = loop {
             if let Some(message) = control.try_receive()? {
                 break message;
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || !platform::wait_readable(control.socket(), left)? {
-                let seconds = options.handshake.as_secs();
-                return Err(ConnectError::HandshakeTimeout { seconds });
+            if left().is_zero() || !platform::wait_readable(control.socket(), left())? {
+                return Err(late());
             }
         };
         let core = Core::new(awaiting.receive(&control, message)?, options.spin);

@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::error::{BindError, ConnectError, EndpointError};
 use crate::platform::{self, SOCKET_PATH_BYTES};
@@ -191,7 +192,21 @@ pub(crate) fn check_connect_path(path: &Path) -> Result<(), ConnectError> {
 }
 
 /// Says what a failed `connect` to `path` means.
-pub(crate) fn connect_error(path: &Path, source: io::Error) -> ConnectError {
+/// How long a client waits before it asks again whether the server accepts: the kernel tells nobody
+/// that a queue of connections has room again.
+pub(crate) const CONNECT_AGAIN: Duration = Duration::from_millis(2);
+
+/// A connection to the server at `path`, or `None` while the queue of those it has not accepted yet is
+/// full.
+pub(crate) fn try_connect(path: &Path) -> Result<Option<UnixStream>, ConnectError> {
+    match platform::connect(path) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(connect_error(path, error)),
+    }
+}
+
+fn connect_error(path: &Path, source: io::Error) -> ConnectError {
     let is_socket = || fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
     let path_buf = path.to_owned();
     match source.kind() {

@@ -101,7 +101,7 @@ impl AwaitingAck {
             connection_id: ack.connection_id,
             limits: ack.limits,
             checksum: ack.checksum,
-            peer_program: ack.program,
+            peer_program: plain(&ack.program),
         };
         Ok(Link::new(control.socket().clone(), agreed, memory))
     }
@@ -244,7 +244,7 @@ impl Admitted {
             connection_id,
             limits: ack.limits,
             checksum: ack.checksum,
-            peer_program: hello.program,
+            peer_program: plain(&hello.program),
         };
         Ok(Link::new(control.socket().clone(), agreed, memory))
     }

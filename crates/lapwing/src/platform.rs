@@ -42,6 +42,14 @@ pub(crate) fn own_uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
+/// Connects without waiting: `WouldBlock` while the server has not accepted the connections before.
+pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(UnixStream::from(socket))
+}
+
 /// Binds and listens, with the socket file readable and writable by its owner alone from its first
 /// instant: Linux gives the file the mode of the unbound socket, less the umask, so no other thread's
 /// umask is touched.

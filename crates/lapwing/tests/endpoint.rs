@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lapwing::error::{BindError, ConnectError, EndpointError};
-use lapwing::{Builder, IpcServer, blocking, endpoint_path};
+use lapwing::{
+    Builder, ClientOptions, IpcClient, IpcServer, ServeError, ServerLimits, blocking, endpoint_path,
+};
 use lapwing_testkit::process::{self, RoleProcess};
 use lapwing_testkit::{Victim, test_name};
 
@@ -357,4 +359,54 @@ fn socket_that_is_not_this_server_s_any_more_is_not_removed() {
     drop(server);
     assert!(path.exists(), "somebody else's socket stays");
     drop(other);
+}
+
+#[tokio::test]
+async fn clients_wait_for_a_full_queue_of_connections_within_the_handshake_s_time() {
+    let folder = folder();
+    let path = folder.path().join("s.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    // The kernel takes one connection more than the length of its queue.
+    let first = std::os::unix::net::UnixStream::connect(&path).unwrap();
+
+    let options =
+        ClientOptions { handshake: Duration::from_millis(300), ..ClientOptions::default() };
+    let error = blocking::IpcClient::connect_with(&path, &options).unwrap_err();
+    assert!(matches!(error, ConnectError::HandshakeTimeout { .. }), "{error:?}");
+    let error = IpcClient::connect_with(&path, options).await.unwrap_err();
+    assert!(matches!(error, ConnectError::HandshakeTimeout { .. }), "{error:?}");
+
+    // A queue that has room again lets the waiting one in: it gets as far as the server's silence.
+    drop(first);
+    let patient = ClientOptions { handshake: Duration::from_secs(20), ..ClientOptions::default() };
+    let waiting = {
+        let path = path.clone();
+        std::thread::spawn(move || blocking::IpcClient::connect_with(path, &patient))
+    };
+    for _ in 0..2 {
+        // The first one, then the one that waited; what is closed at once ends as vanished.
+        drop(listener.accept().unwrap());
+    }
+    let error = waiting.join().unwrap().unwrap_err();
+    assert!(!matches!(error, ConnectError::HandshakeTimeout { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn limits_that_cannot_be_are_refused_and_leave_nothing_behind() {
+    let folder = folder();
+    let path = folder.path().join("s.sock");
+    let serve = |limits| bind(&path).unwrap().limits(limits).serve().unwrap_err();
+    let with = ServerLimits::default;
+    for bytes in [0, (1 << 30) + 1] {
+        let error = serve(ServerLimits { message_bytes: bytes, ..with() });
+        assert!(matches!(error, ServeError::MessageBytes(found) if found == bytes), "{error:?}");
+    }
+    for calls in [0, 65_537] {
+        let error = serve(ServerLimits { calls_in_flight: calls, ..with() });
+        assert!(matches!(error, ServeError::CallsInFlight(found) if found == calls), "{error:?}");
+    }
+    let error = serve(ServerLimits { ring_bytes: 1000, ..with() });
+    assert!(matches!(error, ServeError::RingBytes(1000)), "{error:?}");
+    assert_eq!(names_in(folder.path()), Vec::<String>::new());
 }

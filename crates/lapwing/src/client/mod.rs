@@ -447,10 +447,12 @@ pub(crate) fn state_of(core: &Core) -> ConnectionState {
 
 async fn open(path: &Path, options: &ClientOptions) -> Result<IpcClient, ConnectError> {
     endpoint::check_connect_path(path)?;
-    let socket = tokio::net::UnixStream::connect(path)
-        .await
-        .and_then(tokio::net::UnixStream::into_std)
-        .map_err(|error| endpoint::connect_error(path, error))?;
+    let socket = loop {
+        match endpoint::try_connect(path)? {
+            Some(socket) => break socket,
+            None => tokio::time::sleep(endpoint::CONNECT_AGAIN).await,
+        }
+    };
     let mut control = ControlSocket::new(socket)?;
     let awaiting = ClientHello::prepare(options.hello())?.send(&control)?;
     let watched = watch(control.socket(), Interest::READABLE)?;

@@ -38,9 +38,9 @@ pub struct ServerLimits {
     pub connections: u32,
     /// Connections at once of one user. Default 1024.
     pub connections_per_uid: u32,
-    /// Calls in flight on one connection. Default 256.
+    /// Calls in flight on one connection. Default 256, at most 65 536.
     pub calls_in_flight: u32,
-    /// The largest message, in bytes. Default 10 MiB; over shared memory the ring bounds it, too.
+    /// The largest message, in bytes. Default 10 MiB, at most 1 GiB; over shared memory the ring bounds it, too.
     pub message_bytes: u32,
     /// Bytes of this side's ring for each connection. Default 256 KiB. One reply may be a quarter.
     pub ring_bytes: u32,
@@ -80,6 +80,18 @@ pub enum ServeError {
         max = limits::RING_BYTES_MAX
     )]
     RingBytes(u32),
+    /// The largest message is above what a frame may say.
+    #[error(
+        "messages of {0} bytes cannot be: the largest may be configured from 1 byte to {max}",
+        max = limits::MESSAGE_BYTES_MAX
+    )]
+    MessageBytes(u32),
+    /// The number of calls in flight is impossible.
+    #[error(
+        "{0} calls in flight cannot be: a connection may have from 1 to {max}",
+        max = limits::CALLS_IN_FLIGHT_MAX
+    )]
+    CallsInFlight(u32),
     /// There is no tokio runtime with its I/O and time drivers here.
     #[error("the server needs a tokio runtime with I/O enabled: {0}")]
     Runtime(io::Error),
@@ -306,15 +318,19 @@ impl Builder {
         if !limits::is_ring_bytes(self.limits.ring_bytes) {
             return Err(ServeError::RingBytes(self.limits.ring_bytes));
         }
+        let ServerLimits { message_bytes, calls_in_flight, .. } = self.limits;
+        if !(1..=limits::MESSAGE_BYTES_MAX).contains(&message_bytes) {
+            return Err(ServeError::MessageBytes(message_bytes));
+        }
+        if !(1..=limits::CALLS_IN_FLIGHT_MAX).contains(&calls_in_flight) {
+            return Err(ServeError::CallsInFlight(calls_in_flight));
+        }
         let listener = match self.listener {
             Some(listener) => listener,
             None => Listener::bind(&endpoint_path(&self.program).map_err(BindError::from)?)?,
         };
         let offer = ServerOffer {
-            limits: LimitsGranted {
-                message_bytes: self.limits.message_bytes.max(1),
-                calls_in_flight: self.limits.calls_in_flight.max(1),
-            },
+            limits: LimitsGranted { message_bytes, calls_in_flight },
             checksums: checksum_set(self.checksum),
             shared_memory: self.shared_memory.then_some(self.limits.ring_bytes),
             program: crate::handshake::plain(&self.program),
