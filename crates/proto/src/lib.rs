@@ -25,6 +25,7 @@ extern crate std;
 
 mod call_table;
 mod checksum;
+mod credit;
 mod describe;
 mod extension;
 mod flags;
@@ -41,6 +42,7 @@ mod wire_error;
 
 pub use call_table::{CallTable, Full, Lookup};
 pub use checksum::{CHECKSUM_RANGE, Checksum, ChecksumSet};
+pub use credit::{Credit, CreditError, ReceiveCredit, SendCredit};
 pub use describe::{Description, MethodDescription, MethodShape};
 pub use extension::{
     BulkDescriptor, Entry, ExtensionBuilder, ExtensionError, Extensions, TraceContext,
