@@ -117,7 +117,7 @@ fn find(client: &IpcClient, name: &str) -> anyhow::Result<Method> {
         bail!(InputError(format!("the server has no method '{name}'; {known}")));
     };
     let method = methods.swap_remove(at);
-    if method.shape == Shape::Stream {
+    if !matches!(method.shape, Shape::Unary | Shape::OneWay) {
         bail!(InputError(format!("'{name}' is a stream, which this command cannot call")));
     }
     Ok(method)

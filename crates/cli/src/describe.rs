@@ -46,7 +46,9 @@ fn row(method: &Method) -> Row<'_> {
     let shape = match method.shape {
         Shape::Unary => "unary",
         Shape::OneWay => "one-way",
-        Shape::Stream => "stream",
+        Shape::ServerStream => "server-stream",
+        Shape::ClientStream => "client-stream",
+        Shape::Duplex => "duplex",
     };
     Row { kind: method.kind, name: &method.name, shape }
 }

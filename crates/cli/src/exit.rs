@@ -139,7 +139,11 @@ fn of_call(error: &CallError) -> Exit {
     match error {
         CallError::Status(_) => Exit::Status,
         CallError::Disconnected { .. } | CallError::Protocol(_) => Exit::Lost,
-        CallError::TooLarge { .. } | CallError::BadKind(_) => Exit::Input,
+        CallError::TooLarge { .. }
+        | CallError::BadKind(_)
+        | CallError::BadMetadata(_)
+        | CallError::Codec { .. } => Exit::Input,
+        CallError::DeadlineExceeded | CallError::Full | CallError::StreamEnded => Exit::Failure,
     }
 }
 

@@ -172,12 +172,7 @@ mod tests {
     fn request() -> Request {
         let credentials = PeerCredentials { uid: 0, gid: 0, pid: 1 };
         let caller = Caller { connection_id: 1, credentials, program: String::new() };
-        Request {
-            kind: FS_LIST.0,
-            payload: Payload::empty(),
-            caller: Arc::new(caller),
-            reply_bytes_max: 1024,
-        }
+        Request::new(FS_LIST.0, Payload::empty(), Arc::new(caller))
     }
 
     fn until_stopped(

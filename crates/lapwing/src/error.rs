@@ -177,6 +177,28 @@ pub enum CallError {
         /// Why the connection ended.
         reason: EndReason,
     },
+    /// The call's time was over before its reply had come. It was cancelled at the server.
+    #[error("the call's time was over before its reply came")]
+    DeadlineExceeded,
+    /// The server has ended the stream and takes no more items; its reply says how it ended.
+    #[error("the server has ended the stream and takes no more items")]
+    StreamEnded,
+    /// There is no room now, and the call was not to wait for any.
+    #[error("the connection has no room for another call now; try again later")]
+    Full,
+    /// The request cannot be written, or the reply cannot be read as the method's type.
+    #[error("the {what} of {method}: {source}")]
+    Codec {
+        /// The method's name.
+        method: &'static str,
+        /// `request`, `reply` or `item`.
+        what: &'static str,
+        /// What is wrong, and where.
+        source: crate::codec::CodecError,
+    },
+    /// The metadata is longer than 8 KiB, or has an empty key.
+    #[error("{0}")]
+    BadMetadata(String),
     /// The message is longer than this connection takes.
     #[error(
         "a message of {length} bytes is longer than this connection takes ({max}); send it in parts"

@@ -35,14 +35,17 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod ambient;
 pub mod blocking;
 mod client;
+mod codec;
 mod control;
 mod endpoint;
 pub mod error;
 pub mod floor;
 mod handshake;
 mod link;
+mod method;
 pub mod methods;
 mod payload;
 mod peer;
@@ -51,15 +54,21 @@ mod server;
 mod waking;
 
 pub use client::{
-    ClientOptions, ClientStats, ConnectionState, FrameChecksum, IpcClient, Transport,
+    CallOptions, ClientOptions, ClientStats, ConnectionState, FrameChecksum, Halves, IpcClient,
+    ItemSender, ItemStream, Transport, Upload, WhenFull,
 };
+pub use codec::{Codec, CodecError, Decode, Encode, Json, Postcard, Raw};
 pub use endpoint::endpoint_path;
 pub use error::{
     BindError, CallError, Code, ConnectError, Delivered, EndReason, EndpointError, Status,
 };
+pub use lapwing_proto::TraceContext;
 pub use lapwing_shm::Spin;
+pub use link::Metadata;
+pub use method::{ClientStream, Duplex, Method, OneWay, ServerStream, Unary, shape};
 pub use payload::Payload;
 pub use peer::{PeerCredentials, Policy, SameUser};
 pub use server::{
-    Builder, Caller, IpcServer, Reply, Request, RouteError, ServeError, ServerLimits, ServerStats,
+    Builder, Call, Caller, Cancellation, IpcServer, ItemSink, ItemSource, Reply, Request, Route,
+    RouteError, ServeError, ServerLimits, ServerStats, Sink, Source, TrySendError,
 };

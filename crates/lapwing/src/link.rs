@@ -5,10 +5,11 @@
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lapwing_proto::{
-    CHECKSUM_RANGE, Checksum, ExtensionError, Extensions, FrameError, Header, LimitsGranted,
-    MessageId, PeerMisbehaved, WireError, limits,
+    CHECKSUM_RANGE, Checksum, Entry, ExtensionBuilder, ExtensionError, Extensions, FrameError,
+    Header, LimitsGranted, MessageId, PeerMisbehaved, TraceContext, WireError, limits,
 };
 use lapwing_shm::{
     BadCommit, Bell, Consumer, Doorbell, OwnMemory, PeerMemory, Producer, ReserveError, Sleeper,
@@ -130,6 +131,12 @@ impl From<io::Error> for Broken {
             ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => Broken::Ended,
             _ => Broken::Failed(error.to_string().into()),
         }
+    }
+}
+
+impl From<Broken> for SendError {
+    fn from(broken: Broken) -> SendError {
+        SendError::Broken(broken)
     }
 }
 
@@ -507,20 +514,104 @@ pub(crate) fn call_header(
     Header { flags, kind, length: 0, id, checksum: 0 }
 }
 
+/// Pairs that travel with a call beside its payload: keys of text, values of bytes.
+///
+/// # Examples
+///
+/// ```
+/// let metadata = lapwing::Metadata::from([("tenant", b"blue")]);
+/// assert_eq!(metadata.get("tenant"), Some(&b"blue"[..]));
+/// assert_eq!(metadata.get("other"), None);
+/// ```
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Metadata(Vec<(String, Vec<u8>)>);
+
+impl Metadata {
+    /// The value of the first pair with this key.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&[u8]> {
+        self.iter().find(|(known, _)| *known == key).map(|(_, value)| value)
+    }
+
+    /// Adds a pair. Keys may stand more than once.
+    pub fn push(&mut self, key: impl Into<String>, value: impl Into<Vec<u8>>) {
+        self.0.push((key.into(), value.into()));
+    }
+
+    /// All pairs, in the order they were added.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_slice()))
+    }
+
+    /// Whether there is no pair.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<K: Into<String>, V: Into<Vec<u8>>, const N: usize> From<[(K, V); N]> for Metadata {
+    fn from(pairs: [(K, V); N]) -> Metadata {
+        Metadata(pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect())
+    }
+}
+
+/// What a frame's extension block carries.
+#[derive(Default, Debug)]
+pub(crate) struct Carried {
+    /// Time that is left for the call.
+    pub(crate) remaining: Option<Duration>,
+    pub(crate) trace: Option<TraceContext>,
+    pub(crate) metadata: Metadata,
+}
+
 /// Takes the extension block out of a frame whose header announces one. Entries that this version
-/// does not act on are skipped.
+/// does not know are skipped.
 ///
 /// # Errors
 ///
 /// What keeps the frame from being understood; it is as it was then.
 #[cold]
-pub(crate) fn strip_extensions(frame: &mut Vec<u8>) -> Result<(), ExtensionError> {
+pub(crate) fn take_extensions(frame: &mut Vec<u8>) -> Result<Carried, ExtensionError> {
     let (extensions, rest) = Extensions::parse(&frame[Header::BYTES..])?;
-    if extensions.bulk().is_some() {
-        return Err(ExtensionError::UnknownCritical(BULK));
+    let mut carried = Carried::default();
+    for entry in extensions.iter() {
+        match entry {
+            Entry::Deadline { remaining_us } => {
+                carried.remaining = Some(Duration::from_micros(remaining_us));
+            }
+            Entry::Trace(trace) => carried.trace = Some(trace),
+            Entry::Metadata { key, value } => carried.metadata.push(key, value),
+            _ => return Err(ExtensionError::UnknownCritical(BULK)),
+        }
     }
     let end = frame.len() - rest.len();
     frame.drain(Header::BYTES..end);
+    Ok(carried)
+}
+
+/// Appends an extension block.
+///
+/// # Errors
+///
+/// More metadata than there may be, or an empty key.
+pub(crate) fn put_extensions(
+    into: &mut Vec<u8>,
+    remaining: Option<Duration>,
+    trace: Option<TraceContext>,
+    metadata: &Metadata,
+) -> Result<(), ExtensionError> {
+    let mut block = ExtensionBuilder::new(into);
+    if let Some(remaining) = remaining {
+        let remaining_us = u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX);
+        block.push(Entry::Deadline { remaining_us })?;
+    }
+    if let Some(trace) = trace {
+        block.push(Entry::Trace(trace))?;
+    }
+    for (key, value) in metadata.iter() {
+        block.push(Entry::Metadata { key, value })?;
+    }
     Ok(())
 }
 

@@ -16,7 +16,7 @@ pub struct Method {
     pub kind: u16,
     /// Its name, at most 128 bytes.
     pub name: String,
-    /// Whether a call of it is answered. Streams come later.
+    /// What its calls look like.
     pub shape: Shape,
 }
 
@@ -27,8 +27,12 @@ pub enum Shape {
     Unary,
     /// One message, no reply.
     OneWay,
-    /// More than one item in one direction at least: not callable with this version.
-    Stream,
+    /// One request, a stream of replies.
+    ServerStream,
+    /// A stream of requests, one reply.
+    ClientStream,
+    /// A stream in each direction.
+    Duplex,
 }
 
 /// What the two sides of a connection agreed on.
@@ -70,9 +74,9 @@ pub(crate) fn from_description(
     let shape = |shape| match shape {
         MethodShape::Unary => Shape::Unary,
         MethodShape::OneWay => Shape::OneWay,
-        MethodShape::ServerStream | MethodShape::ClientStream | MethodShape::Duplex => {
-            Shape::Stream
-        }
+        MethodShape::ServerStream => Shape::ServerStream,
+        MethodShape::ClientStream => Shape::ClientStream,
+        MethodShape::Duplex => Shape::Duplex,
     };
     let methods = description.methods.into_iter();
     Ok(methods.map(|m| Method { kind: m.kind, name: m.name, shape: shape(m.shape) }).collect())

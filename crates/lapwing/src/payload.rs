@@ -49,12 +49,16 @@ impl Payload {
         if self.start == 0 { std::mem::take(&mut self.bytes) } else { self.bytes().to_vec() }
     }
 
+    /// An empty buffer of this thread's, for a payload to be made.
+    pub(crate) fn buffer() -> Vec<u8> {
+        KEPT.try_with(|kept| kept.borrow_mut().pop()).ok().flatten().unwrap_or_default()
+    }
+
     /// Takes the payload of the frame in `frame`, which holds a header and then the payload, and
     /// leaves an empty buffer there.
     #[inline]
     pub(crate) fn take_from(frame: &mut Vec<u8>) -> Payload {
-        let spare = KEPT.try_with(|kept| kept.borrow_mut().pop()).ok().flatten();
-        let bytes = std::mem::replace(frame, spare.unwrap_or_default());
+        let bytes = std::mem::replace(frame, Payload::buffer());
         Payload { bytes, start: Header::BYTES }
     }
 }
@@ -94,6 +98,12 @@ impl AsRef<[u8]> for Payload {
 impl From<Vec<u8>> for Payload {
     fn from(bytes: Vec<u8>) -> Payload {
         Payload { bytes, start: 0 }
+    }
+}
+
+impl From<Payload> for Vec<u8> {
+    fn from(payload: Payload) -> Vec<u8> {
+        payload.into_vec()
     }
 }
 

@@ -120,7 +120,16 @@ fn extension_entries_that_are_not_critical_are_skipped() {
 fn frame_that_was_not_agreed_on_is_cut_by_its_number() {
     let cases: &[Case] = &[
         ("compressed", |p| send_with(p, |f| f.flags |= 0x01), WireError::BadFlags),
-        ("stream", |p| send_with(p, |f| f.flags |= 0x04), WireError::BadFlags),
+        (
+            "a stream of no call",
+            |p| p.send_frame(&RawFrame::of(Flags::STREAM, ECHO, 0, b"")),
+            WireError::BadFlags,
+        ),
+        (
+            "a stream of the connection's own",
+            |p| p.send_frame(&RawFrame::of(Flags::REQUEST | Flags::STREAM, 5, 9, b"")),
+            WireError::BadFlags,
+        ),
         ("a block past its end", |p| send_extended(p, &[9, 0, 1]), WireError::BadExtension),
         ("an entry past its end", |p| send_extended(p, &[3, 0, 1, 8, 0]), WireError::BadExtension),
         ("a critical entry", |p| send_extended(p, &[3, 0, 0xFF, 0, 0]), WireError::BadExtension),

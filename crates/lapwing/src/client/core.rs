@@ -19,16 +19,18 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use lapwing_proto::{
-    CallTable, Flags, Goodbye, Header, Kind, Lookup, MessageId, Status, WireError,
+    CallTable, Credit, Flags, Goodbye, Header, Kind, Lookup, MessageId, Status, TraceContext,
+    WireError,
 };
 use lapwing_shm::{Doorbell, Sleeper, Spin, Spinner};
 
 use super::stats::Counters;
+use super::streams::{Owed, StreamCall};
 use crate::error::{CallError, Delivered, EndReason};
 use crate::handshake::plain;
 use crate::link::{
-    Agreed, Broken, Link, Receiving, SendError, Sending, call_header, connection_header,
-    misbehaved, strip_extensions,
+    Agreed, Broken, Link, Metadata, Receiving, SendError, Sending, call_header, connection_header,
+    misbehaved, put_extensions, take_extensions,
 };
 use crate::payload::Payload;
 
@@ -49,17 +51,23 @@ pub(crate) enum Outcome {
 /// A call in the table. `Waiting` until its response comes or the connection ends; `Abandoned` when
 /// its caller went away: its slot stays taken until the response comes, as the server counts it too.
 #[derive(Debug)]
-enum Call {
+pub(super) enum Call {
     Waiting { waker: Option<Waker>, kind: Kind, begun: Option<Instant> },
     Done(Outcome),
     Abandoned,
+    // Boxed: the other calls are small.
+    Stream(Box<StreamCall>),
 }
 
 /// The sending half, the table of calls, and who waits for room.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     pub(crate) sending: Sending,
-    calls: CallTable<Call>,
+    pub(super) calls: CallTable<Call>,
+    /// A payload with its extension block, while it is put together.
+    extended: Vec<u8>,
+    /// Frames that found no room; at most one of each sort for a call.
+    pub(super) owed: Vec<Owed>,
     /// Who waits for room, in order.
     waiting: Vec<(Room, Waker)>,
     said_goodbye: bool,
@@ -123,13 +131,33 @@ pub(crate) struct Room {
 pub(crate) struct Outgoing<'a> {
     pub(crate) kind: Kind,
     pub(crate) payload: &'a [u8],
+    /// What its extension block carries, if it has one.
+    pub(crate) travel: Option<Travel<'a>>,
+}
+
+/// What goes with a call beside its payload.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Travel<'a> {
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) trace: Option<TraceContext>,
+    pub(crate) metadata: &'a Metadata,
+}
+
+/// What a call brings: one reply, or streams in one direction or both.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Brings {
+    Reply,
+    /// Items, and maybe takes items: whether the caller sends some.
+    Items {
+        caller_sends: bool,
+    },
 }
 
 /// A call that was sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Started {
     pub(crate) id: MessageId,
-    kind: Kind,
+    pub(super) kind: Kind,
     /// When, if it is timed.
     begun: Option<Instant>,
 }
@@ -139,8 +167,15 @@ impl Core {
         let Link { agreed, sending, receiving, socket, waking } = link;
         let (sleeper, doorbell) = waking.unzip();
         let calls = CallTable::with_capacity(agreed.limits.calls_in_flight);
-        let outbox =
-            Outbox { sending, calls, waiting: Vec::new(), said_goodbye: false, drained: None };
+        let outbox = Outbox {
+            sending,
+            calls,
+            extended: Vec::new(),
+            owed: Vec::new(),
+            waiting: Vec::new(),
+            said_goodbye: false,
+            drained: None,
+        };
         let inbox = Inbox {
             receiving,
             frame: Vec::new(),
@@ -172,7 +207,7 @@ impl Core {
 
     /// Locks the outbox, and closes the retired call first (invariant T).
     #[inline]
-    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+    pub(super) fn outbox(&self) -> MutexGuard<'_, Outbox> {
         let mut outbox = lock(&self.outbox);
         let retired = self.retired.load(Ordering::Acquire);
         if retired != 0 {
@@ -200,6 +235,11 @@ impl Core {
         }
     }
 
+    /// Under the outbox's lock, so that who clears it sees what is owed.
+    pub(super) fn want_room(&self) {
+        self.room_wanted.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn room_wanted(&self) -> bool {
         self.room_wanted.load(Ordering::Relaxed)
     }
@@ -214,17 +254,34 @@ impl Core {
 
     /// Sends a request and enters its call, or neither. The peer's bell has been looked at.
     pub(crate) fn start_call(&self, out: Outgoing<'_>) -> Result<Started, StartError> {
+        self.start(out, Brings::Reply)
+    }
+
+    #[inline(always)]
+    pub(crate) fn start(&self, out: Outgoing<'_>, brings: Brings) -> Result<Started, StartError> {
         let mut outbox = self.outbox();
         self.check_open(&outbox)?;
         let begun = self.counters.begin();
-        let call = Call::Waiting { waker: None, kind: out.kind, begun };
-        let Ok(id) = outbox.calls.insert(call) else {
-            return Err(StartError::Full(Room { bytes: out.payload.len(), place: true }));
+        let call = match brings {
+            Brings::Reply => Call::Waiting { waker: None, kind: out.kind, begun },
+            Brings::Items { .. } => Call::Stream(Box::new(StreamCall::new(out.kind, begun))),
         };
-        let header = call_header(Flags::REQUEST, out.kind, id);
-        if let Err(error) = outbox.sending.send(header, out.payload) {
+        let room = Room { bytes: out.payload.len(), place: true };
+        let Ok(id) = outbox.calls.insert(call) else {
+            return Err(StartError::Full(room));
+        };
+        let flags = match brings {
+            Brings::Items { caller_sends: true } => Flags::REQUEST | Flags::STREAM,
+            _ => Flags::REQUEST,
+        };
+        let header = call_header(flags, out.kind, id);
+        let sent = match out.travel {
+            None => outbox.sending.send(header, out.payload).map_err(|e| self.refused(e, room)),
+            Some(travel) => self.send_extended(&mut outbox, header, out.payload, travel, room),
+        };
+        if let Err(error) = sent {
             outbox.calls.remove(id);
-            return Err(self.refused(error, Room { bytes: out.payload.len(), place: true }));
+            return Err(error);
         }
         self.in_flight.store(outbox.calls.len() as u32, Ordering::Relaxed);
         self.counters.sent(out.payload.len());
@@ -236,14 +293,46 @@ impl Core {
         Ok(Started { id, kind: out.kind, begun })
     }
 
+    #[inline(never)]
+    fn send_extended(
+        &self,
+        outbox: &mut Outbox,
+        mut header: Header,
+        payload: &[u8],
+        travel: Travel<'_>,
+        room: Room,
+    ) -> Result<(), StartError> {
+        // What is left now: it may have waited for room.
+        let left = |at: Instant| at.saturating_duration_since(Instant::now());
+        let remaining = travel.deadline.map(left);
+        if remaining.is_some_and(|left| left < Duration::from_micros(1)) {
+            self.counters.failed();
+            return Err(StartError::Failed(CallError::DeadlineExceeded));
+        }
+        let Outbox { sending, extended, .. } = outbox;
+        extended.clear();
+        put_extensions(extended, remaining, travel.trace, travel.metadata)
+            .map_err(|error| StartError::Failed(CallError::BadMetadata(error.to_string())))?;
+        let room = Room { bytes: room.bytes + extended.len(), ..room };
+        extended.extend_from_slice(payload);
+        header.flags = header.flags | Flags::EXTENDED;
+        let sent = sending.send(header, extended);
+        if extended.capacity() > 64 * 1024 {
+            *extended = Vec::new();
+        }
+        sent.map_err(|error| self.refused(error, room))
+    }
+
     /// Sends a message that has no answer.
     pub(crate) fn start_oneway(&self, out: Outgoing<'_>) -> Result<(), StartError> {
         let mut outbox = self.outbox();
         self.check_open(&outbox)?;
         let header = call_header(Flags::NONE, out.kind, MessageId::CONNECTION);
-        let sent = outbox.sending.send(header, out.payload);
         let room = Room { bytes: out.payload.len(), place: false };
-        sent.map_err(|error| self.refused(error, room))?;
+        match out.travel {
+            None => outbox.sending.send(header, out.payload).map_err(|e| self.refused(e, room))?,
+            Some(travel) => self.send_extended(&mut outbox, header, out.payload, travel, room)?,
+        }
         self.counters.sent(out.payload.len());
         let flushed = outbox.sending.flush();
         drop(outbox);
@@ -308,6 +397,7 @@ impl Core {
         let places = outbox.calls.len() < outbox.calls.capacity() as usize;
         let ended = self.end.get().is_some();
         let mut woken = Vec::new();
+        let paid = self.pay(&mut outbox);
         let Outbox { waiting, sending, .. } = &mut *outbox;
         waiting.retain(|(room, waker)| {
             let has_place = places || !room.place;
@@ -317,7 +407,7 @@ impl Core {
             }
             !(has_room || ended)
         });
-        self.room_wanted.store(!waiting.is_empty(), Ordering::Relaxed);
+        self.room_wanted.store(!(waiting.is_empty() && paid), Ordering::Relaxed);
         outbox.wake_drained();
         drop(outbox);
         let any = !woken.is_empty();
@@ -345,7 +435,7 @@ impl Core {
         }
     }
 
-    fn close_call(&self, outbox: &mut Outbox, id: MessageId) -> Option<Call> {
+    pub(super) fn close_call(&self, outbox: &mut Outbox, id: MessageId) -> Option<Call> {
         let call = outbox.calls.remove(id);
         self.closed_one(outbox);
         call
@@ -382,7 +472,18 @@ impl Core {
     pub(crate) fn abandon(&self, id: MessageId) {
         let mut outbox = self.outbox();
         match outbox.calls.find(id) {
-            Lookup::Live(call @ Call::Waiting { .. }) => *call = Call::Abandoned,
+            Lookup::Live(call @ Call::Waiting { .. }) => {
+                let Call::Waiting { kind, .. } = *call else { unreachable!("it was just matched") };
+                *call = Call::Abandoned;
+                self.cancel(&mut outbox, id, kind);
+            }
+            Lookup::Live(Call::Stream(stream)) if stream.ended.is_none() => {
+                let kind = stream.kind;
+                if let Lookup::Live(call) = outbox.calls.find(id) {
+                    *call = Call::Abandoned;
+                }
+                self.cancel(&mut outbox, id, kind);
+            }
             Lookup::Live(_) => {
                 self.close_call(&mut outbox, id);
             }
@@ -398,6 +499,7 @@ impl Core {
         let Outbox { calls, waiting, .. } = &mut *outbox;
         let waiting_call = calls.iter_mut().find_map(|(_, call)| match call {
             Call::Waiting { waker, .. } => waker.clone(),
+            Call::Stream(stream) => stream.reader.clone().or_else(|| stream.writer.clone()),
             _ => None,
         });
         waiting_call.or_else(|| waiting.first().map(|(_, waker)| waker.clone()))
@@ -469,10 +571,20 @@ impl Core {
         woken.extend(outbox.drained.take());
         let mut failed = 0;
         for (_, call) in outbox.calls.iter_mut() {
-            if let Call::Waiting { waker, .. } = call {
-                woken.extend(waker.take());
-                *call = Call::Done(Outcome::Ended);
-                failed += 1;
+            match call {
+                Call::Waiting { waker, .. } => {
+                    woken.extend(waker.take());
+                    *call = Call::Done(Outcome::Ended);
+                    failed += 1;
+                }
+                Call::Stream(stream) => {
+                    woken.extend(stream.wakers());
+                    if stream.ended.is_none() {
+                        stream.ended = Some(Outcome::Ended);
+                        failed += 1;
+                    }
+                }
+                Call::Done(_) | Call::Abandoned => {}
             }
         }
         self.room_wanted.store(false, Ordering::Relaxed);
@@ -510,6 +622,9 @@ impl Core {
         frame: &mut Vec<u8>,
         mine: Option<&Started>,
     ) -> Result<Option<Outcome>, Broken> {
+        if header.flags.contains(Flags::STREAM) {
+            return self.deliver_item(header, frame).map(|()| None);
+        }
         let outcome = self.outcome(header, frame)?;
         if let Some(mine) = mine
             && mine.id == header.id
@@ -538,6 +653,19 @@ impl Core {
                 self.counters.received(header.length as usize, *begun);
                 waker.take()
             }
+            Call::Stream(stream) => {
+                check_kind(stream.kind, header.kind)?;
+                self.counters.received(header.length as usize, stream.begun);
+                if stream.ended.is_some() {
+                    self.counters.late();
+                    return Ok(None);
+                }
+                stream.ended = Some(outcome);
+                let woken: Vec<Waker> = stream.wakers().collect();
+                drop(outbox);
+                woken.into_iter().for_each(Waker::wake);
+                return Ok(None);
+            }
             // A second response: the call has ended, whether its caller has looked yet or not.
             Call::Done(_) => {
                 self.counters.late();
@@ -559,12 +687,69 @@ impl Core {
         Ok(None)
     }
 
+    /// An item of a stream of replies.
+    #[inline(never)]
+    fn deliver_item(&self, header: &Header, frame: &mut Vec<u8>) -> Result<(), Broken> {
+        if header.flags.intersects(UNSUPPORTED | Flags::ERROR | Flags::EXTENDED) {
+            return Err(misbehaved(WireError::BadFlags, "an item carries a flag that it may not"));
+        }
+        let mut outbox = self.outbox();
+        let stream = match outbox.calls.find(header.id) {
+            Lookup::Live(Call::Stream(stream)) => stream,
+            Lookup::Live(Call::Abandoned) | Lookup::Ended => {
+                self.counters.late();
+                return Ok(());
+            }
+            Lookup::Live(_) => {
+                let detail = "an item came for a call that has no stream";
+                return Err(misbehaved(WireError::BadFlags, detail));
+            }
+            Lookup::NeverIssued => return Err(misbehaved(WireError::UnknownCall, "")),
+        };
+        check_kind(stream.kind, header.kind)?;
+        if stream.ended.is_some() {
+            let detail = "an item came after the stream's end";
+            return Err(misbehaved(WireError::UnexpectedMessage, detail));
+        }
+        self.counters.received(header.length as usize, None);
+        let reader = stream.arrive(Payload::take_from(frame))?;
+        drop(outbox);
+        if let Some(waker) = reader {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// Credit for a stream of requests.
+    fn deliver_credit(&self, header: &Header, frame: &[u8]) -> Result<(), Broken> {
+        let credit = Credit::decode(&frame[Header::BYTES..])
+            .map_err(|_| misbehaved(WireError::BadCredit, "a Credit frame cannot be read"))?;
+        let mut outbox = self.outbox();
+        let writer = match outbox.calls.find(header.id) {
+            Lookup::Live(Call::Stream(stream)) => stream.grant(credit)?,
+            Lookup::Live(Call::Abandoned) | Lookup::Ended => {
+                self.counters.late();
+                return Ok(());
+            }
+            Lookup::Live(_) => {
+                let detail = "it gave credit to a call that has no stream";
+                return Err(misbehaved(WireError::BadCredit, detail));
+            }
+            Lookup::NeverIssued => return Err(misbehaved(WireError::UnknownCall, "")),
+        };
+        drop(outbox);
+        if let Some(waker) = writer {
+            waker.wake();
+        }
+        Ok(())
+    }
+
     #[inline(always)]
     fn outcome(&self, header: &Header, frame: &mut Vec<u8>) -> Result<Outcome, Broken> {
         if header.flags.intersects(UNSUPPORTED) {
             return Err(misbehaved(WireError::BadFlags, "a flag that was not agreed on"));
         }
-        if header.flags.contains(Flags::EXTENDED) && strip_extensions(frame).is_err() {
+        if header.flags.contains(Flags::EXTENDED) && take_extensions(frame).is_err() {
             let detail = "a response's extension block cannot be understood";
             return Err(misbehaved(WireError::BadExtension, detail));
         }
@@ -579,8 +764,11 @@ impl Core {
 
     #[cold]
     fn handle_connection_frame(&self, header: &Header, frame: &[u8]) -> Result<(), Broken> {
+        if header.kind == Kind::CREDIT && header.flags.is_one_way() {
+            return self.deliver_credit(header, frame);
+        }
         if header.kind != Kind::GOODBYE {
-            let detail = "a server sends responses and Goodbye only";
+            let detail = "a server sends responses, Credit and Goodbye only";
             return Err(misbehaved(WireError::UnexpectedMessage, detail));
         }
         let goodbye = Goodbye::decode(&frame[Header::BYTES..])
@@ -604,7 +792,7 @@ impl Core {
 }
 
 /// Flags that need something this version has not agreed on.
-const UNSUPPORTED: Flags = Flags::COMPRESSED.union(Flags::STREAM);
+const UNSUPPORTED: Flags = Flags::COMPRESSED;
 
 /// A response has its request's kind; Pong answers Ping.
 #[inline]

@@ -15,8 +15,10 @@ mod core;
 mod driver;
 mod options;
 mod stats;
+mod streams;
+mod typed;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,11 +30,17 @@ use lapwing_shm::SPIN_BOUND;
 use tokio::io::Interest;
 use tokio::sync::Notify;
 
-pub(crate) use self::core::{Core, Inbox, Outcome, Outgoing, Room, StartError, Started, lock};
+pub(crate) use self::core::{
+    Brings, Core, Inbox, Outcome, Outgoing, Room, StartError, Started, lock,
+};
 use self::driver::Driver;
-pub use self::options::{ClientOptions, FrameChecksum, Transport};
+pub use self::options::{CallOptions, ClientOptions, FrameChecksum, Transport, WhenFull};
 pub(crate) use self::options::{checksum_set, program_name};
 pub use self::stats::ClientStats;
+pub(crate) use self::streams::{Item, ItemError};
+pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
+pub(crate) use self::typed::{at_once, kind_of, read, try_sent, written};
+use crate::ambient::Ambient;
 use crate::control::ControlSocket;
 use crate::endpoint;
 use crate::error::{CallError, ConnectError, EndReason};
@@ -98,6 +106,22 @@ pub(crate) struct Kick {
     pub(crate) looking: std::sync::atomic::AtomicBool,
 }
 
+impl Shared {
+    /// A socket may have taken only part of it: the driver then watches for room.
+    fn sent(&self) {
+        if self.core.doorbell.is_none() {
+            self.kick.notify.notify_one();
+        }
+    }
+
+    fn kick(&self) {
+        // Relaxed: a driver that is just leaving its looking mode arms and looks once more itself.
+        if !self.kick.looking.load(Ordering::Relaxed) {
+            self.kick.notify.notify_one();
+        }
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         self.core.close();
@@ -147,9 +171,9 @@ impl IpcClient {
     ///
     /// # Cancel safety
     ///
-    /// Dropped before its first poll it has sent nothing; later the server may have executed the
-    /// call, and its reply is discarded. Its place among the calls in flight is free again when the
-    /// reply has come.
+    /// Dropped before its first poll it has sent nothing. Dropped later the call is cancelled: the server
+    /// drops its handler at the next await, and its place among the calls in flight is free again when the
+    /// server has said so.
     pub async fn call_raw(&self, kind: u16, payload: &[u8]) -> Result<Payload, CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
         self.call_kind(kind, payload).await
@@ -179,11 +203,7 @@ impl IpcClient {
     /// The message was sent whole or not at all; it was not when this never completed.
     pub async fn send_oneway(&self, kind: u16, payload: &[u8]) -> Result<(), CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        let core = &self.shared.core;
-        let send = |_: &mut Context<'_>| core.start_oneway(Outgoing { kind, payload });
-        self.poll_start(send).await?;
-        self.sent();
-        Ok(())
+        self.send_kind(kind, payload, WhenFull::Wait).await
     }
 
     /// Asks the connection itself for an answer, past every route; the time it took.
@@ -255,18 +275,68 @@ impl IpcClient {
         self.shared.kick.notify.notify_one();
     }
 
+    async fn send_kind(
+        &self,
+        kind: Kind,
+        payload: &[u8],
+        when_full: WhenFull,
+    ) -> Result<(), CallError> {
+        let core = &self.shared.core;
+        let out = Outgoing { kind, payload, travel: None };
+        match when_full {
+            WhenFull::Wait => self.poll_start(|_| core.start_oneway(out)).await?,
+            WhenFull::Fail => at_once(core.start_oneway(out))?,
+            WhenFull::DropAndCount => match core.start_oneway(out) {
+                Err(StartError::Full(_)) => core.counters.dropped(),
+                sent => at_once(sent)?,
+            },
+        }
+        self.sent();
+        Ok(())
+    }
+
+    /// Calls with what the task's own call passes on, if it serves one.
     async fn call_kind(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
+        match Ambient::here() {
+            None => self.call_now(Outgoing { kind, payload, travel: None }, false).await,
+            Some(_) => self.call_kind_with(kind, payload, &CallOptions::default()).await,
+        }
+    }
+
+    async fn call_kind_with(
+        &self,
+        kind: Kind,
+        payload: &[u8],
+        options: &CallOptions,
+    ) -> Result<Payload, CallError> {
+        let travel = options.travel();
+        let deadline = travel.and_then(|travel| travel.deadline);
+        let work = self.call_now(Outgoing { kind, payload, travel }, false);
+        within(deadline, work).await
+    }
+
+    async fn call_if_room(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
+        let options = CallOptions::default();
+        let travel = options.travel();
+        let deadline = travel.and_then(|travel| travel.deadline);
+        within(deadline, self.call_now(Outgoing { kind, payload, travel }, true)).await
+    }
+
+    async fn call_now(
+        &self,
+        out: Outgoing<'_>,
+        only_with_room: bool,
+    ) -> Result<Payload, CallError> {
         let core = &*self.shared.core;
         // One unit of the task's budget a call, so that a loop of calls lets others run.
         tokio::task::coop::consume_budget().await;
-        let mut guard = CallGuard { core, id: None };
+        let mut guard = CallGuard { shared: &self.shared, id: None };
         // The guard is there before the request is sent: a drop between the two cannot leak the slot.
-        let started = match core.start_call(Outgoing { kind, payload }) {
-            Ok(started) => started,
-            Err(StartError::Failed(error)) => return Err(error),
-            Err(StartError::Full(_)) => {
-                self.poll_start(|_| core.start_call(Outgoing { kind, payload })).await?
+        let started = match core.start_call(out) {
+            Err(StartError::Full(_)) if !only_with_room => {
+                self.poll_start(|_| core.start_call(out)).await?
             }
+            started => at_once(started)?,
         };
         guard.id = Some(started.id);
         self.sent();
@@ -298,18 +368,12 @@ impl IpcClient {
         .await
     }
 
-    /// A socket may have taken only part of it: the driver then watches for room.
     fn sent(&self) {
-        if self.shared.core.doorbell.is_none() {
-            self.shared.kick.notify.notify_one();
-        }
+        self.shared.sent();
     }
 
     fn kick(&self) {
-        // Relaxed: a driver that is just leaving its looking mode arms and looks once more itself.
-        if !self.shared.kick.looking.load(Ordering::Relaxed) {
-            self.shared.kick.notify.notify_one();
-        }
+        self.shared.kick();
     }
 
     fn poll_reply(
@@ -425,15 +489,30 @@ enum Looked {
 
 /// Gives the call up when its future is dropped.
 struct CallGuard<'a> {
-    core: &'a Core,
+    shared: &'a Shared,
     id: Option<MessageId>,
 }
 
 impl Drop for CallGuard<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.core.abandon(id);
+            self.shared.core.abandon(id);
+            self.shared.sent();
         }
+    }
+}
+
+/// The work's result, unless the deadline comes first: then it is dropped.
+async fn within<T>(
+    deadline: Option<Instant>,
+    work: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
+    match deadline {
+        None => work.await,
+        Some(at) => match tokio::time::timeout_at(at.into(), work).await {
+            Ok(done) => done,
+            Err(_) => Err(CallError::DeadlineExceeded),
+        },
     }
 }
 

@@ -1,10 +1,16 @@
 //! How a client connects.
 
 use std::env;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lapwing_proto::{Checksum, ChecksumSet, Hello, LimitsWanted, TransportWanted, limits};
+use lapwing_proto::{
+    Checksum, ChecksumSet, Hello, LimitsWanted, TraceContext, TransportWanted, limits,
+};
 use lapwing_shm::Spin;
+
+use super::core::Travel;
+use crate::ambient::Ambient;
+use crate::link::Metadata;
 
 /// Where the frames of a connection go.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -100,4 +106,74 @@ impl ClientOptions {
         hello.checksums = checksum_set(self.checksum);
         hello
     }
+}
+
+/// What goes with one call beside its request.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let options = lapwing::CallOptions::default().timeout(Duration::from_millis(200));
+/// ```
+#[derive(Clone, Default, Debug)]
+pub struct CallOptions {
+    timeout: Option<Duration>,
+    deadline: Option<Instant>,
+    trace: Option<TraceContext>,
+    metadata: Metadata,
+}
+
+impl CallOptions {
+    /// Gives the call this much time from when it is made; then it is cancelled on both sides.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> CallOptions {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Gives the call until this time. The earlier of this and [`CallOptions::timeout`] counts.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Instant) -> CallOptions {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// The trace that the call belongs to. Default: that of the call whose handler makes this one.
+    #[must_use]
+    pub fn trace(mut self, trace: TraceContext) -> CallOptions {
+        self.trace = Some(trace);
+        self
+    }
+
+    /// Pairs for the handler, 8 KiB at most.
+    #[must_use]
+    pub fn metadata(mut self, metadata: Metadata) -> CallOptions {
+        self.metadata = metadata;
+        self
+    }
+
+    /// All that goes with a call that is made here and now, if anything does.
+    pub(crate) fn travel(&self) -> Option<Travel<'_>> {
+        let ambient = Ambient::here().unwrap_or_default();
+        // A time too long for the clock is none.
+        let timeout = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = [self.deadline, timeout, ambient.deadline].into_iter().flatten().min();
+        let trace = self.trace.or(ambient.trace);
+        let some = deadline.is_some() || trace.is_some() || !self.metadata.is_empty();
+        some.then_some(Travel { deadline, trace, metadata: &self.metadata })
+    }
+}
+
+/// What a one-way message does when there is no room for it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum WhenFull {
+    /// It waits.
+    #[default]
+    Wait,
+    /// It fails with [`CallError::Full`](crate::CallError::Full).
+    Fail,
+    /// It is dropped, and [`ClientStats::dropped`](crate::ClientStats) counts it.
+    DropAndCount,
 }

@@ -29,6 +29,7 @@ pub(crate) struct Counters {
     received_bytes: AtomicU64,
     errors: AtomicU64,
     late: AtomicU64,
+    dropped: AtomicU64,
     calls: AtomicU64,
     latency: Mutex<Histogram<u64>>,
     since: Instant,
@@ -49,6 +50,7 @@ impl Counters {
             received_bytes: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             late: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             latency: Mutex::new(latency),
             since: Instant::now(),
@@ -91,6 +93,11 @@ impl Counters {
         self.late.fetch_add(1, Ordering::Relaxed);
     }
 
+    #[cold]
+    pub(crate) fn dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn snapshot(&self) -> ClientStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ClientStats {
@@ -100,6 +107,7 @@ impl Counters {
             received_bytes: read(&self.received_bytes),
             errors: read(&self.errors),
             late: read(&self.late),
+            dropped: read(&self.dropped),
             elapsed: self.since.elapsed(),
             latency: lock(&self.latency).clone(),
         }
@@ -121,6 +129,8 @@ pub struct ClientStats {
     pub errors: u64,
     /// Responses that came after their caller had gone away.
     pub late: u64,
+    /// One-way messages that were dropped because there was no room and they were not to wait.
+    pub dropped: u64,
     /// Time since the connection was made.
     pub elapsed: Duration,
     latency: Histogram<u64>,

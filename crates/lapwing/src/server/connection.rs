@@ -1,6 +1,6 @@
 //! One connection of a server: its task, its replies, its end.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -8,19 +8,25 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use lapwing_proto::{Flags, Goodbye, Header, Kind, PeerMisbehaved, Status, WireError, limits};
+use lapwing_proto::{
+    Credit, Flags, Goodbye, Header, Kind, MessageId, MethodShape, PeerMisbehaved, Status,
+    WireError, limits,
+};
 use lapwing_shm::{Doorbell, SPIN_BOUND, Sleeper, Spin, Spinner};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::handler::{Caller, Handler, Panicked, Request, Running, run_inline};
+use super::handler::{AsyncHandler, Caller, Handler, Panicked, Request, Running, run_inline};
+use super::items::StreamLink;
 use super::router::Route;
+use super::running::{CallEnd, CallState, ItemFault};
 use super::stats::Tally;
 use super::{Phase, Shared};
+use crate::ambient::Ambient;
 use crate::client::{LINGER, lock};
 use crate::link::{
-    Broken, Link, Receiving, SendError, Sending, call_header, connection_header, look_at_socket,
-    misbehaved, strip_extensions,
+    Broken, Carried, Link, Receiving, SendError, Sending, call_header, connection_header,
+    look_at_socket, misbehaved, take_extensions,
 };
 use crate::payload::Payload;
 use crate::waking::{Bells, yield_to_others};
@@ -43,13 +49,21 @@ pub(crate) struct Out {
 #[derive(Debug)]
 struct Outbox {
     sending: Sending,
-    /// Ids of calls that are running in tasks of their own.
-    running: HashSet<u64>,
+    /// Calls that are running in tasks of their own, by id.
+    running: HashMap<u64, RunningCall>,
     /// One-way messages whose handlers are running in tasks of their own.
     running_oneway: usize,
     /// Replies that wait for this many bytes of room.
     waiting: Vec<(usize, Waker)>,
     tally: Tally,
+}
+
+/// A call in a task of its own.
+#[derive(Debug)]
+struct RunningCall {
+    kind: Kind,
+    shape: MethodShape,
+    state: Arc<CallState>,
 }
 
 /// How a connection ended.
@@ -113,7 +127,7 @@ impl Connection {
         let bells = Bells::new(&socket, doorbell.as_ref())?;
         let outbox = Outbox {
             sending,
-            running: HashSet::new(),
+            running: HashMap::new(),
             running_oneway: 0,
             waiting: Vec::new(),
             tally: Tally { accepted: 1, ..Tally::default() },
@@ -149,7 +163,10 @@ impl Connection {
             }
             Err(Broken::Ended | Broken::Failed(_)) => End::Vanished,
         };
-        // Handlers of a connection that is gone are dropped at their next await.
+        // Handlers of a connection that is gone are dropped at their next await; what they started
+        // elsewhere is told.
+        let running = std::mem::take(&mut lock(&self.out.outbox).running);
+        running.values().for_each(|call| call.state.end(CallEnd::Disconnected));
         self.calls.shutdown().await;
         let _ = self.socket.shutdown(Shutdown::Both);
         let mut outbox = lock(&self.out.outbox);
@@ -349,19 +366,37 @@ impl Connection {
         if flags.is_response() {
             return Err(misbehaved(WireError::UnknownCall, "this side makes no calls"));
         }
+        if flags.contains(Flags::STREAM)
+            && (header.kind.is_connection() || header.id == MessageId::CONNECTION)
+        {
+            return Err(misbehaved(WireError::BadFlags, "a stream belongs to a method's call"));
+        }
         if header.kind.is_connection() {
             return self.handle_connection_frame(header);
         }
-        if flags.contains(Flags::EXTENDED) && strip_extensions(&mut self.frame).is_err() {
-            let detail = "an extension block cannot be understood";
-            return Err(misbehaved(WireError::BadExtension, detail));
+        if flags.is_one_way() && header.id != MessageId::CONNECTION {
+            return self.handle_item(header);
         }
+        let carried = if flags.contains(Flags::EXTENDED) {
+            let detail = "an extension block cannot be understood";
+            let taken = take_extensions(&mut self.frame);
+            Some(taken.map_err(|_| misbehaved(WireError::BadExtension, detail))?)
+        } else {
+            None
+        };
         let Some(route) = shared.router.find(header.kind) else {
             let status = Status::unimplemented(format!("there is no method {}", header.kind));
             return self.fail(header, &status);
         };
         if self.leaving && flags.is_request() {
             return self.fail(header, &Status::unavailable("the server is stopping"));
+        }
+        if flags.contains(Flags::STREAM) && !sends_items(route.shape) {
+            let message = format!("{} takes one request, not a stream", route.name);
+            return self.fail(header, &Status::invalid_argument(message));
+        }
+        if let Some(Carried { remaining: Some(Duration::ZERO), .. }) = carried {
+            return self.fail(header, &CallEnd::DeadlineExceeded.status());
         }
         match &route.handler {
             Handler::Inline(handler) => {
@@ -374,20 +409,131 @@ impl Connection {
                 }
             }
             Handler::Async(handler) => {
-                let request = Request {
-                    kind: header.kind.number(),
-                    payload: Payload::take_from(&mut self.frame),
-                    caller: Arc::clone(&self.caller),
-                    reply_bytes_max: lock(&self.out.outbox).sending.payload_max(),
-                };
-                let begun = handler.begin(request).map(|mut call| (call.poll(cx), call));
+                let mut request = Request::new(
+                    header.kind.number(),
+                    Payload::take_from(&mut self.frame),
+                    Arc::clone(&self.caller),
+                );
+                request.reply_bytes_max = lock(&self.out.outbox).sending.payload_max();
+                if let Some(carried) = carried {
+                    let Carried { remaining, trace, metadata } = carried;
+                    // A time too long for the clock is none.
+                    request.deadline = remaining.and_then(|left| Instant::now().checked_add(left));
+                    (request.trace, request.metadata) = (trace, metadata);
+                }
+                let ambient = request.ambient();
+                if is_stream(route.shape) {
+                    return self.begin_stream(header, route, handler.as_ref(), request);
+                }
+                let begun =
+                    ambient.scope(|| handler.begin(request).map(|mut call| (call.poll(cx), call)));
                 match begun {
                     Ok((Poll::Ready(ended), call)) => {
                         self.finish_at_once(header, route, ended, call)
                     }
-                    Ok((Poll::Pending, call)) => self.go_on_alone(header, call),
+                    Ok((Poll::Pending, call)) => self.go_on_alone(header, route, call, ambient),
                     Err(Panicked) => self.fail_for_panic(header, route),
                 }
+            }
+        }
+    }
+
+    /// A method with a stream runs in its own task from the beginning: its items need its place among the
+    /// running calls.
+    #[inline(never)]
+    fn begin_stream(
+        &mut self,
+        header: &Header,
+        route: &Route,
+        handler: &dyn AsyncHandler,
+        mut request: Request,
+    ) -> Result<Option<Header>, Broken> {
+        if !header.flags.is_request() {
+            return self.fail(header, &Status::invalid_argument("a stream is not one-way"));
+        }
+        let ambient = request.ambient();
+        let link = StreamLink { out: Arc::clone(&self.out), kind: header.kind, id: header.id };
+        request.stream = Some(link);
+        match ambient.scope(|| handler.begin(request)) {
+            Ok(call) => {
+                if !header.flags.contains(Flags::STREAM) {
+                    let ended = call.state().arrive(None, true);
+                    debug_assert!(ended.is_ok(), "nothing has come before");
+                }
+                self.go_on_alone(header, route, call, ambient)
+            }
+            Err(Panicked) => self.fail_for_panic(header, route),
+        }
+    }
+
+    /// A frame of a stream from the caller: an item, or its last word.
+    #[inline(never)]
+    fn handle_item(&mut self, header: &Header) -> Result<Option<Header>, Broken> {
+        let mut outbox = lock(&self.out.outbox);
+        tally_received(&mut outbox.tally, header);
+        let Some(call) = outbox.running.get(&header.id.get()) else {
+            // Sent before the caller knew that the call was over.
+            outbox.tally.late += 1;
+            return Ok(None);
+        };
+        if call.kind != header.kind || !sends_items(call.shape) {
+            let detail = "an item is of another kind than its stream";
+            return Err(misbehaved(WireError::BadKind, detail));
+        }
+        let state = Arc::clone(&call.state);
+        drop(outbox);
+        let more = header.flags.contains(Flags::STREAM);
+        if header.flags.intersects(Flags::EXTENDED | Flags::ERROR) || !more && header.length > 0 {
+            let detail = "an item carries no extension, and the last word no item";
+            return Err(misbehaved(WireError::BadFlags, detail));
+        }
+        let item = more.then(|| Payload::take_from(&mut self.frame));
+        state.arrive(item, !more).map_err(|fault| match fault {
+            ItemFault::NoCredit => {
+                misbehaved(WireError::BadCredit, "an item came without credit for it")
+            }
+            ItemFault::AfterEnd => {
+                misbehaved(WireError::UnexpectedMessage, "an item came after the stream's end")
+            }
+        })?;
+        Ok(None)
+    }
+
+    /// The caller of a running call gives it up, or gives its stream credit.
+    fn handle_call_frame(&mut self, header: &Header) -> Result<Option<Header>, Broken> {
+        let mut outbox = lock(&self.out.outbox);
+        tally_received(&mut outbox.tally, header);
+        let payload = &self.frame[Header::BYTES..];
+        let credit = match header.kind {
+            Kind::CREDIT => match Credit::decode(payload) {
+                Ok(credit) => Some(credit),
+                Err(_) => return Err(misbehaved(WireError::BadCredit, "it cannot be read")),
+            },
+            _ if !payload.is_empty() => {
+                return Err(misbehaved(WireError::BadMessage, "a Cancel carries nothing"));
+            }
+            _ => None,
+        };
+        let Some(call) = outbox.running.get(&header.id.get()) else {
+            outbox.tally.late += 1;
+            return Ok(None);
+        };
+        let (state, shape) = (Arc::clone(&call.state), call.shape);
+        if credit.is_none() {
+            outbox.tally.cancelled += 1;
+        }
+        drop(outbox);
+        match credit {
+            Some(_) if !gets_items(shape) => {
+                Err(misbehaved(WireError::BadCredit, "the call has no stream of replies"))
+            }
+            Some(credit) => match state.grant(credit) {
+                Ok(()) => Ok(None),
+                Err(_) => Err(misbehaved(WireError::BadCredit, "more than the window holds")),
+            },
+            None => {
+                state.end(CallEnd::Cancelled);
+                Ok(None)
             }
         }
     }
@@ -420,9 +566,12 @@ impl Connection {
     fn go_on_alone(
         &mut self,
         header: &Header,
+        route: &Route,
         mut call: Box<dyn Running>,
+        ambient: Ambient,
     ) -> Result<Option<Header>, Broken> {
         let is_request = header.flags.is_request();
+        let state = Arc::clone(call.state());
         {
             let mut outbox = lock(&self.out.outbox);
             tally_received(&mut outbox.tally, header);
@@ -430,13 +579,26 @@ impl Connection {
                 outbox.running_oneway += 1;
             } else if outbox.running.len() >= self.calls_in_flight {
                 return Err(misbehaved(WireError::TooManyCalls, ""));
-            } else if !outbox.running.insert(header.id.get()) {
-                return Err(misbehaved(WireError::BadId, "a request has the id of a running one"));
+            } else {
+                let (kind, shape, state) = (header.kind, route.shape, Arc::clone(&state));
+                let running = RunningCall { kind, shape, state };
+                if outbox.running.insert(header.id.get(), running).is_some() {
+                    let detail = "a request has the id of a running one";
+                    return Err(misbehaved(WireError::BadId, detail));
+                }
             }
         }
         let (shared, out, header) = (Arc::clone(&self.shared), Arc::clone(&self.out), *header);
         self.calls.spawn(async move {
-            let ended = poll_fn(|cx| call.poll(cx)).await;
+            let work = poll_fn(|cx| match state.poll_end(cx) {
+                Some(end) => Poll::Ready(Ok(Err(end.status()))),
+                None => call.poll(cx),
+            });
+            let ended = ambient.around(within(ambient.deadline, work)).await;
+            // What the handler started elsewhere sees that nobody waits for it any more.
+            let end = if ended.is_err() { CallEnd::DeadlineExceeded } else { CallEnd::Over };
+            state.end(end);
+            let ended = ended.unwrap_or_else(|end| Ok(Err(end.status())));
             let route = shared.router.find(header.kind).expect("routes do not change");
             if let (Ok(()), Handler::Async(handler)) = (call.set(None), &route.handler) {
                 handler.give_back(call);
@@ -540,6 +702,7 @@ impl Connection {
                 self.peer_left = true;
                 Ok(None)
             }
+            (Kind::CANCEL | Kind::CREDIT, false) => self.handle_call_frame(header),
             (Kind::HELLO | Kind::HELLO_ACK | Kind::HELLO_REJECT, _) => {
                 Err(misbehaved(WireError::UnexpectedMessage, "the handshake is over"))
             }
@@ -581,7 +744,31 @@ impl Connection {
 }
 
 /// Flags that need something this version has not agreed on.
-const UNSUPPORTED: Flags = Flags::COMPRESSED.union(Flags::STREAM);
+const UNSUPPORTED: Flags = Flags::COMPRESSED;
+
+fn is_stream(shape: MethodShape) -> bool {
+    sends_items(shape) || gets_items(shape)
+}
+
+/// Whether the caller sends a stream.
+fn sends_items(shape: MethodShape) -> bool {
+    matches!(shape, MethodShape::ClientStream | MethodShape::Duplex)
+}
+
+/// Whether the caller gets a stream.
+fn gets_items(shape: MethodShape) -> bool {
+    matches!(shape, MethodShape::ServerStream | MethodShape::Duplex)
+}
+
+/// The future's output, unless the deadline comes first.
+async fn within<F: Future>(deadline: Option<Instant>, work: F) -> Result<F::Output, CallEnd> {
+    match deadline {
+        None => Ok(work.await),
+        Some(at) => {
+            tokio::time::timeout_at(at.into(), work).await.map_err(|_| CallEnd::DeadlineExceeded)
+        }
+    }
+}
 
 fn response_kind(kind: Kind) -> Kind {
     if kind == Kind::PING { Kind::PONG } else { kind }
@@ -658,11 +845,39 @@ impl Out {
         poll_fn(|cx| self.poll_send(cx, response, &payload)).await;
     }
 
+    /// Sends one frame of a stream; the header's place is free at its beginning. Without room the waker is
+    /// woken when there is.
+    pub(crate) fn send_item(
+        &self,
+        header: Header,
+        frame: &mut [u8],
+        waker: Option<&Waker>,
+    ) -> Result<(), SendError> {
+        let bytes = frame.len() - Header::BYTES;
+        let mut outbox = lock(&self.outbox);
+        match outbox.sending.send_in_place(header, frame) {
+            Ok(()) => {
+                outbox.tally.sent += 1;
+                outbox.tally.sent_bytes += bytes as u64;
+                outbox.sending.flush().map_err(SendError::Broken)
+            }
+            Err(SendError::Full) => {
+                if let Some(waker) = waker
+                    && !outbox.waiting.iter().any(|(_, known)| known.will_wake(waker))
+                {
+                    outbox.waiting.push((bytes, waker.clone()));
+                }
+                Err(SendError::Full)
+            }
+            Err(other) => Err(other),
+        }
+    }
+
     fn poll_send(&self, cx: &Context<'_>, mut response: Header, payload: &Payload) -> Poll<()> {
         let mut outbox = lock(&self.outbox);
         // Before it is sent: the client may use the id again as soon as it has the reply.
         let id = response.id.get();
-        let ended = outbox.running.remove(&id);
+        let running = outbox.running.remove(&id);
         let mut sent = outbox.sending.send(response, payload);
         if let Err(SendError::TooLarge(max)) = sent {
             response.flags = Flags::RESPONSE | Flags::ERROR;
@@ -678,8 +893,8 @@ impl Out {
                 Poll::Ready(())
             }
             Err(SendError::Full) => {
-                if ended {
-                    outbox.running.insert(id);
+                if let Some(running) = running {
+                    outbox.running.insert(id, running);
                 }
                 outbox.waiting.push((payload.len(), cx.waker().clone()));
                 Poll::Pending

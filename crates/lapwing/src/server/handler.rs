@@ -7,10 +7,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
-use lapwing_proto::{Header, Status};
+use lapwing_proto::{Header, Status, TraceContext};
 
+use super::items::{ItemSink, ItemSource, StreamLink};
+use super::running::{CallState, Cancellation};
+use crate::ambient::Ambient;
 use crate::client::lock;
+use crate::link::Metadata;
 use crate::payload::Payload;
 use crate::peer::PeerCredentials;
 
@@ -27,6 +32,7 @@ pub struct Caller {
 
 /// A request as an async handler gets it.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Request {
     /// The kind it was sent to.
     pub kind: u16,
@@ -36,6 +42,47 @@ pub struct Request {
     pub caller: Arc<Caller>,
     /// The longest reply the connection takes, in bytes.
     pub reply_bytes_max: usize,
+    /// When the caller gives up. Calls that the handler makes from its own task inherit it.
+    pub deadline: Option<Instant>,
+    /// Tells what the handler starts elsewhere that the call is over.
+    pub cancellation: Cancellation,
+    /// The caller's pairs, 8 KiB at most.
+    pub metadata: Metadata,
+    /// The trace that the call belongs to. Calls that the handler makes from its own task inherit it.
+    pub trace: Option<TraceContext>,
+    pub(crate) stream: Option<StreamLink>,
+}
+
+impl Request {
+    /// A request that came over no connection, to try a handler with.
+    #[must_use]
+    pub fn new(kind: u16, payload: Payload, caller: Arc<Caller>) -> Request {
+        Request {
+            kind,
+            payload,
+            caller,
+            reply_bytes_max: lapwing_proto::limits::MESSAGE_BYTES as usize,
+            deadline: None,
+            cancellation: Cancellation(None),
+            metadata: Metadata::default(),
+            trace: None,
+            stream: None,
+        }
+    }
+
+    pub(crate) fn ambient(&self) -> Ambient {
+        Ambient { deadline: self.deadline, trace: self.trace }
+    }
+
+    /// Where the items of the reply go, in a method whose shape has them.
+    pub(crate) fn sink(&self) -> Option<ItemSink> {
+        Some(ItemSink::new(self.stream.clone()?, self.cancellation.0.clone()?))
+    }
+
+    /// Where the items of the request come from, in a method whose shape has them.
+    pub(crate) fn source(&self) -> Option<ItemSource> {
+        Some(ItemSource::new(self.stream.clone()?, self.cancellation.0.clone()?))
+    }
 }
 
 /// Where an inline handler writes its reply. Writing appends; nothing written is an empty reply.
@@ -130,6 +177,9 @@ pub(crate) trait Running: Send {
 
     /// Drops the future and keeps its place; or begins the next call in it.
     fn set(&mut self, request: Option<Request>) -> Result<(), Panicked>;
+
+    /// What the call shares with its connection and its handler.
+    fn state(&self) -> &Arc<CallState>;
 }
 
 /// Places of finished calls that a handler keeps.
@@ -157,7 +207,11 @@ where
     fn begin(&self, request: Request) -> Result<Box<dyn Running>, Panicked> {
         let place = lock(&self.places).pop();
         let mut place = place.unwrap_or_else(|| {
-            Box::new(Place { handler: Arc::clone(&self.handler), future: Box::pin(None) })
+            Box::new(Place {
+                handler: Arc::clone(&self.handler),
+                future: Box::pin(None),
+                state: Arc::default(),
+            })
         });
         place.set(Some(request))?;
         Ok(place)
@@ -175,6 +229,7 @@ where
 struct Place<F, Fut> {
     handler: Arc<F>,
     future: Pin<Box<Option<Fut>>>,
+    state: Arc<CallState>,
 }
 
 impl<F, Fut, T> Running for Place<F, Fut>
@@ -196,9 +251,22 @@ where
     }
 
     fn set(&mut self, request: Option<Request>) -> Result<(), Panicked> {
-        let Place { handler, future } = self;
+        let Place { handler, future, state } = self;
+        let request = request.map(|mut request| {
+            // What an earlier call of this place started elsewhere may still hold that call's state.
+            match Arc::get_mut(state) {
+                Some(state) => *state = CallState::default(),
+                None => *state = Arc::default(),
+            }
+            request.cancellation = Cancellation(Some(Arc::clone(state)));
+            request
+        });
         // The old future's drop and the handler's own code, up to its first await, are foreign.
         catch_unwind(AssertUnwindSafe(|| future.as_mut().set(request.map(|r| handler(r)))))
             .map_err(|_| Panicked)
+    }
+
+    fn state(&self) -> &Arc<CallState> {
+        &self.state
     }
 }

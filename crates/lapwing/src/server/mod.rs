@@ -3,8 +3,11 @@
 mod accept;
 mod connection;
 mod handler;
+mod items;
 mod router;
+mod running;
 mod stats;
+mod typed;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -14,17 +17,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lapwing_proto::{LimitsGranted, ServerOffer, Status, limits};
+use lapwing_proto::{LimitsGranted, MethodShape, ServerOffer, Status, limits};
 use lapwing_shm::Spin;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::handler::{AsyncFn, Handler};
 pub use self::handler::{Caller, Reply, Request};
+pub use self::items::{ItemSink, ItemSource, TrySendError};
 pub use self::router::RouteError;
 use self::router::Router;
+pub use self::running::Cancellation;
 pub use self::stats::ServerStats;
 use self::stats::Totals;
+pub use self::typed::{Call, Route, Sink, Source};
 use crate::client::{FrameChecksum, checksum_set, lock, program_name};
 use crate::endpoint::{Listener, endpoint_path};
 use crate::error::BindError;
@@ -247,7 +253,7 @@ impl Builder {
         Fut: Future<Output = Result<T, Status>> + Send + 'static,
         T: Into<Payload> + 'static,
     {
-        self.route(kind, name, Handler::Async(Box::new(AsyncFn::new(handler))))
+        self.add(kind, name, MethodShape::Unary, Handler::Async(Box::new(AsyncFn::new(handler))))
     }
 
     /// Adds an inline handler: a plain function run where the frame is read, for answers within a
@@ -257,12 +263,18 @@ impl Builder {
     where
         F: Fn(&Caller, &[u8], &mut Reply<'_>) -> Result<(), Status> + Send + Sync + 'static,
     {
-        self.route(kind, name, Handler::Inline(Box::new(handler)))
+        self.add(kind, name, MethodShape::Unary, Handler::Inline(Box::new(handler)))
     }
 
-    fn route(mut self, kind: u16, name: &str, handler: Handler) -> Builder {
+    pub(crate) fn add(
+        mut self,
+        kind: u16,
+        name: &str,
+        shape: MethodShape,
+        handler: Handler,
+    ) -> Builder {
         self.router = self.router.and_then(|mut router| {
-            router.add(kind, name, handler)?;
+            router.add(kind, name, shape, handler)?;
             Ok(router)
         });
         self

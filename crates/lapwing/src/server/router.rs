@@ -40,6 +40,7 @@ pub enum RouteError {
 pub(crate) struct Route {
     pub(crate) name: String,
     pub(crate) kind: Kind,
+    pub(crate) shape: MethodShape,
     pub(crate) handler: Handler,
 }
 
@@ -62,6 +63,7 @@ impl Router {
         &mut self,
         kind: u16,
         name: &str,
+        shape: MethodShape,
         handler: Handler,
     ) -> Result<(), RouteError> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
@@ -79,7 +81,7 @@ impl Router {
         if self.routes.iter().any(|route| route.name == name) {
             return Err(RouteError::SameName(name));
         }
-        self.routes.push(Route { name, kind, handler });
+        self.routes.push(Route { name, kind, shape, handler });
         let [high, low] = kind.number().to_be_bytes();
         if self.page_of[usize::from(high)] == 0 {
             // Pages 1 to 255: kinds from 0x0100 on have 255 high bytes.
@@ -103,7 +105,7 @@ impl Router {
         let methods = self.routes.iter().map(|route| MethodDescription {
             kind: route.kind.number(),
             name: route.name.clone(),
-            shape: MethodShape::Unary,
+            shape: route.shape,
         });
         Description { methods: methods.collect() }
     }
@@ -122,7 +124,7 @@ mod tests {
         let mut router = Router::new();
         let kinds = [0x0100, 0x01FF, 0x0200, 0x0310, 0xFF00, 0xFFFF];
         for kind in kinds {
-            router.add(kind, &format!("m{kind}"), inline()).unwrap();
+            router.add(kind, &format!("m{kind}"), MethodShape::Unary, inline()).unwrap();
         }
         for number in 0x0100..=0xFFFF_u16 {
             let found = router.find(Kind::new(number).unwrap());
@@ -138,7 +140,7 @@ mod tests {
     fn every_high_byte_can_have_a_page() {
         let mut router = Router::new();
         for high in 1..=255_u16 {
-            router.add(high << 8, &format!("m{high}"), inline()).unwrap();
+            router.add(high << 8, &format!("m{high}"), MethodShape::Unary, inline()).unwrap();
         }
         for high in 1..=255_u16 {
             let route = router.find(Kind::new(high << 8).unwrap()).unwrap();
@@ -149,15 +151,24 @@ mod tests {
     #[test]
     fn conflicting_and_impossible_routes_are_refused_by_name() {
         let mut router = Router::new();
-        router.add(0x0300, "fs.list", inline()).unwrap();
-        let same_kind = router.add(0x0300, "fs.read", inline()).unwrap_err();
+        router.add(0x0300, "fs.list", MethodShape::Unary, inline()).unwrap();
+        let same_kind = router.add(0x0300, "fs.read", MethodShape::Unary, inline()).unwrap_err();
         assert!(matches!(same_kind, RouteError::SameKind { kind: 0x0300, .. }));
-        let same_name = router.add(0x0301, "fs.list", inline());
+        let same_name = router.add(0x0301, "fs.list", MethodShape::Unary, inline());
         assert_eq!(same_name, Err(RouteError::SameName("fs.list".into())));
-        assert!(matches!(router.add(0x00FF, "low", inline()), Err(RouteError::BadKind { .. })));
-        assert!(matches!(router.add(0, "never", inline()), Err(RouteError::BadKind { .. })));
+        assert!(matches!(
+            router.add(0x00FF, "low", MethodShape::Unary, inline()),
+            Err(RouteError::BadKind { .. })
+        ));
+        assert!(matches!(
+            router.add(0, "never", MethodShape::Unary, inline()),
+            Err(RouteError::BadKind { .. })
+        ));
         for name in ["", "has space", "new\nline", &"x".repeat(129)] {
-            assert!(matches!(router.add(0x0400, name, inline()), Err(RouteError::BadName(_))));
+            assert!(matches!(
+                router.add(0x0400, name, MethodShape::Unary, inline()),
+                Err(RouteError::BadName(_))
+            ));
         }
     }
 }

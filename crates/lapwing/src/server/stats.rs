@@ -56,6 +56,10 @@ counters! {
     errors,
     /// Handlers that panicked.
     panics,
+    /// Running calls that their callers gave up.
+    cancelled,
+    /// Frames of calls that had ended: items, credit and cancellations that crossed the reply.
+    late,
     /// One-way messages of a kind that has no route, or whose handler failed.
     dropped,
 }

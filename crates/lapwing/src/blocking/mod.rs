@@ -3,6 +3,8 @@
 //! Threads that wait share the work: whoever holds the receiving half leads, looks or sleeps, and
 //! delivers for all; the others park. A leader that has what it wanted wakes one of the others to lead.
 
+mod typed;
+
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +16,10 @@ use std::time::{Duration, Instant};
 use lapwing_proto::{Description, Kind};
 use lapwing_shm::{Poller, Spin};
 
+pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
 use crate::client::{
-    Core, Inbox, LINGER, Outcome, Outgoing, Room, StartError, Started, lock, state_of,
+    Core, Inbox, LINGER, Outcome, Outgoing, Room, StartError, Started, WhenFull, at_once, lock,
+    state_of,
 };
 use crate::control::ControlSocket;
 use crate::endpoint;
@@ -135,7 +139,8 @@ impl IpcClient {
     /// [`CallError`] when the request was not sent.
     pub fn submit(&self, kind: u16, payload: &[u8]) -> Result<PendingCall<'_>, CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        let call = self.start(|core| core.start_call(Outgoing { kind, payload }))?;
+        let out = Outgoing { kind, payload, travel: None };
+        let call = self.start(None, |core| core.start_call(out))?;
         Ok(PendingCall { client: self, call: Some(call) })
     }
 
@@ -146,7 +151,7 @@ impl IpcClient {
     /// [`CallError`]; that it was sent does not say that the server has read it.
     pub fn send_oneway(&self, kind: u16, payload: &[u8]) -> Result<(), CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        self.start(|core| core.start_oneway(Outgoing { kind, payload }))
+        self.send_kind(kind, payload, WhenFull::Wait)
     }
 
     /// Asks the connection itself for an answer, past every route; the time it took.
@@ -202,40 +207,78 @@ impl IpcClient {
     pub fn disconnect(&self) {
         let core = &self.shared.core;
         core.say_goodbye();
-        let deadline = Instant::now() + self.shared.drain;
-        let waker = thread_waker();
-        while !core.poll_drained(&waker) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            // The threads that wait for those calls deliver them; the last one wakes this.
-            thread::park_timeout(left);
-        }
+        let deadline = Instant::now().checked_add(self.shared.drain);
+        // The replies to calls that were given up are waited for by nobody else.
+        let drained = |waker: &Waker| core.poll_drained(waker).then_some(());
+        let _ = self.wait_until(deadline, drained);
         core.close();
     }
 
+    fn send_kind(&self, kind: Kind, payload: &[u8], when_full: WhenFull) -> Result<(), CallError> {
+        let out = Outgoing { kind, payload, travel: None };
+        let core = &self.shared.core;
+        match when_full {
+            WhenFull::Wait => return self.start(None, |core| core.start_oneway(out)),
+            WhenFull::Fail => at_once(core.start_oneway(out))?,
+            WhenFull::DropAndCount => match core.start_oneway(out) {
+                Err(StartError::Full(_)) => core.counters.dropped(),
+                sent => at_once(sent)?,
+            },
+        }
+        self.sent();
+        Ok(())
+    }
+
     fn call_kind(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
-        let call = self.start(|core| core.start_call(Outgoing { kind, payload }))?;
-        self.shared.core.conclude(self.wait_for(&call))
+        self.call_out(Outgoing { kind, payload, travel: None })
+    }
+
+    #[inline]
+    fn call_out(&self, out: Outgoing<'_>) -> Result<Payload, CallError> {
+        let deadline = out.travel.and_then(|travel| travel.deadline);
+        let call = self.start(deadline, |core| core.start_call(out))?;
+        self.collect(&call, deadline)
+    }
+
+    #[inline]
+    fn collect(&self, call: &Started, deadline: Option<Instant>) -> Result<Payload, CallError> {
+        match self.wait_for(call, deadline) {
+            Some(outcome) => self.shared.core.conclude(outcome),
+            None => {
+                self.shared.core.abandon(call.id);
+                self.sent();
+                Err(CallError::DeadlineExceeded)
+            }
+        }
+    }
+
+    /// On a socket, which may have taken only part of a frame: sends the rest.
+    #[inline]
+    fn sent(&self) {
+        if self.shared.core.doorbell.is_none() {
+            self.push_backlog();
+        }
     }
 
     /// Starts something, waiting for room as often as it takes.
     #[inline]
     fn start<T>(
         &self,
+        deadline: Option<Instant>,
         mut start: impl FnMut(&Core) -> Result<T, StartError>,
     ) -> Result<T, CallError> {
         loop {
             match start(&self.shared.core) {
                 Ok(started) => {
-                    if self.shared.core.doorbell.is_none() {
-                        self.push_backlog();
-                    }
+                    self.sent();
                     return Ok(started);
                 }
                 Err(StartError::Failed(error)) => return Err(error),
-                Err(StartError::Full(room)) => self.wait_for_room(room),
+                Err(StartError::Full(room)) => {
+                    if !self.wait_for_room(room, deadline) {
+                        return Err(CallError::DeadlineExceeded);
+                    }
+                }
             }
         }
     }
@@ -248,50 +291,72 @@ impl IpcClient {
         }
         // Also for a leader that sleeps already; one that wakes looks for room for everybody.
         if self.shared.poller.want_writable(core.socket.as_fd(), true).is_ok() {
-            self.wait_for_room(Room { bytes: 0, place: false });
+            let _ = self.wait_for_room(Room { bytes: 0, place: false }, None);
         }
     }
 
-    fn wait_for(&self, call: &Started) -> Outcome {
+    /// The call's outcome, or `None` when the deadline came first.
+    fn wait_for(&self, call: &Started, deadline: Option<Instant>) -> Option<Outcome> {
         let core = &self.shared.core;
         loop {
             if let Ok(mut inbox) = core.inbox.try_lock() {
                 let done = || core.poll_call(call.id, None);
-                let outcome = self.lead(&mut inbox, Some(call), |found| found, done);
+                let outcome = self.lead(&mut inbox, Some(call), |found| found, done, deadline);
                 drop(inbox);
                 self.hand_over();
                 return outcome;
             }
             let waker = thread_waker();
-            if let Some(outcome) = self.follow(|| core.poll_call(call.id, Some(&waker))) {
+            let done = || core.poll_call(call.id, Some(&waker));
+            if let Some(outcome) = self.follow(done, deadline) {
                 core.taken();
-                return outcome;
+                return Some(outcome);
+            }
+            if is_over(deadline) {
+                return None;
             }
         }
     }
 
-    #[cold]
-    fn wait_for_room(&self, room: Room) {
+    /// Waits until `done` has an answer, which registers the waker it is given; `None` when the deadline came
+    /// first.
+    fn wait_until<T>(
+        &self,
+        deadline: Option<Instant>,
+        done: impl Fn(&Waker) -> Option<T>,
+    ) -> Option<T> {
         let core = &self.shared.core;
         let waker = thread_waker();
-        core.wait_for_room(room, &waker);
-        // Nothing is registered any more once room was offered.
-        let woken = || (!core.waits_for_room(&waker)).then_some(());
         loop {
             if let Ok(mut inbox) = core.inbox.try_lock() {
-                self.lead(&mut inbox, None, |_| (), woken);
+                let never = |_| unreachable!("no call of its own was given");
+                let answer = self.lead(&mut inbox, None, never, || done(&waker), deadline);
                 drop(inbox);
-                return self.hand_over();
+                self.hand_over();
+                return answer;
             }
-            if self.follow(woken).is_some() {
-                return;
+            if let Some(answer) = self.follow(|| done(&waker), deadline) {
+                return Some(answer);
+            }
+            if is_over(deadline) {
+                return None;
             }
         }
+    }
+
+    /// Whether there was room before the deadline.
+    #[cold]
+    fn wait_for_room(&self, room: Room, deadline: Option<Instant>) -> bool {
+        let core = &self.shared.core;
+        core.wait_for_room(room, &thread_waker());
+        // Nothing is registered any more once room was offered.
+        let woken = |waker: &Waker| (!core.waits_for_room(waker)).then_some(());
+        self.wait_until(deadline, woken).is_some()
     }
 
     /// Parks until woken, unless `done` has an answer or nobody leads any more. `done` has
     /// registered this thread's waker.
-    fn follow<T>(&self, done: impl Fn() -> Option<T>) -> Option<T> {
+    fn follow<T>(&self, done: impl Fn() -> Option<T>, deadline: Option<Instant>) -> Option<T> {
         let followers = &self.shared.followers;
         followers.fetch_add(1, Ordering::Relaxed);
         // As in invariant T of the core: either this finds the receiving half free, or the leader that
@@ -299,7 +364,10 @@ impl IpcClient {
         self.shared.core.meet();
         let mut answer = done();
         if answer.is_none() && self.shared.core.inbox.try_lock().is_err() {
-            thread::park();
+            match deadline {
+                None => thread::park(),
+                Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
+            }
             answer = done();
         }
         followers.fetch_sub(1, Ordering::Relaxed);
@@ -325,11 +393,12 @@ impl IpcClient {
         mine: Option<&Started>,
         found: impl Fn(Outcome) -> T,
         done: impl Fn() -> Option<T>,
-    ) -> T {
+        deadline: Option<Instant>,
+    ) -> Option<T> {
         let core = &self.shared.core;
         loop {
             match core.deliver(inbox, mine) {
-                Ok(Some(outcome)) => return found(outcome),
+                Ok(Some(outcome)) => return Some(found(outcome)),
                 Ok(None) => {}
                 Err(broken) => self.end(inbox, &broken),
             }
@@ -337,7 +406,10 @@ impl IpcClient {
             // Delivered by another leader before, or the connection is over. While nothing has come
             // yet this costs no time that would not be waited anyway.
             if let Some(answer) = done() {
-                return answer;
+                return Some(answer);
+            }
+            if deadline.is_some() && is_over(deadline) {
+                return None;
             }
             inbox.disarm();
             let rested = if inbox.spin(LINGER) {
@@ -345,7 +417,7 @@ impl IpcClient {
             } else if inbox.spinner.policy() == Spin::Always && core.doorbell.is_some() {
                 self.look_at_socket()
             } else {
-                self.sleep(inbox)
+                self.sleep(inbox, deadline)
             };
             if let Err(broken) = rested {
                 self.end(inbox, &broken);
@@ -354,7 +426,7 @@ impl IpcClient {
     }
 
     /// Arms, looks once more, sleeps until something comes.
-    fn sleep(&self, inbox: &mut Inbox) -> Result<(), Broken> {
+    fn sleep(&self, inbox: &mut Inbox, deadline: Option<Instant>) -> Result<(), Broken> {
         let core = &self.shared.core;
         let quiet = inbox.arm()?;
         // Armed before this look: room that comes later rings.
@@ -366,7 +438,8 @@ impl IpcClient {
             self.shared.poller.want_writable(core.socket.as_fd(), true)?;
         }
         let since = Instant::now();
-        let wake = self.shared.poller.wait(None)?;
+        let wake =
+            self.shared.poller.wait(deadline.map(|at| at.saturating_duration_since(since)))?;
         inbox.spinner.slept(since.elapsed());
         if backlog {
             self.shared.poller.want_writable(core.socket.as_fd(), false)?;
@@ -390,6 +463,10 @@ impl IpcClient {
     }
 }
 
+fn is_over(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|at| Instant::now() >= at)
+}
+
 /// A call that was submitted. Dropping it gives the reply up.
 #[derive(Debug)]
 #[must_use = "a pending call that is dropped gives its reply up"]
@@ -406,7 +483,7 @@ impl PendingCall<'_> {
     /// As [`IpcClient::call_raw`].
     pub fn collect(mut self) -> Result<Payload, CallError> {
         let call = self.call.take().expect("collected or dropped once");
-        self.client.shared.core.conclude(self.client.wait_for(&call))
+        self.client.collect(&call, None)
     }
 }
 
@@ -414,6 +491,7 @@ impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
         if let Some(call) = self.call {
             self.client.shared.core.abandon(call.id);
+            self.client.sent();
         }
     }
 }

@@ -1,0 +1,400 @@
+//! Calls of typed methods, and streams, of the blocking client.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Instant;
+
+use lapwing_proto::Kind;
+
+use super::{IpcClient, Shared};
+use crate::client::{
+    Brings, Item, ItemError, Outgoing, Started, at_once, kind_of, read, try_sent, written,
+};
+use crate::codec::{Decode, Encode};
+use crate::error::CallError;
+use crate::method::{ClientStream, Duplex, OneWay, ServerStream, Unary};
+use crate::payload::Payload;
+use crate::{CallOptions, WhenFull};
+
+impl IpcClient {
+    /// Calls a method and waits for its reply.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; [`CallError::Status`] is the server's own answer.
+    pub fn call<Q, R, C>(&self, method: Unary<Q, R, C>, request: &Q) -> Result<R, CallError>
+    where
+        C: Encode<Q> + Decode<R>,
+    {
+        let (kind, payload) = written(method, request, "request")?;
+        read::<R, C>(method.name(), "reply", self.call_kind(kind, &payload)?)
+    }
+
+    /// Calls a method with a time limit, metadata or a trace.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call`], and [`CallError::DeadlineExceeded`] when the time is over.
+    pub fn call_with<Q, R, C>(
+        &self,
+        method: Unary<Q, R, C>,
+        request: &Q,
+        options: &CallOptions,
+    ) -> Result<R, CallError>
+    where
+        C: Encode<Q> + Decode<R>,
+    {
+        let (kind, payload) = written(method, request, "request")?;
+        let travel = options.travel();
+        let reply = self.call_out(Outgoing { kind, payload: &payload, travel })?;
+        read::<R, C>(method.name(), "reply", reply)
+    }
+
+    /// Calls a method if there is room for another call now.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Full`] when there is none, and as [`IpcClient::call`].
+    pub fn try_call<Q, R, C>(&self, method: Unary<Q, R, C>, request: &Q) -> Result<R, CallError>
+    where
+        C: Encode<Q> + Decode<R>,
+    {
+        let (kind, payload) = written(method, request, "request")?;
+        let out = Outgoing { kind, payload: &payload, travel: None };
+        let call = at_once(self.shared.core.start_call(out))?;
+        self.sent();
+        read::<R, C>(method.name(), "reply", self.collect(&call, None)?)
+    }
+
+    /// Sends a message that has no reply. Waits while there is no room for it.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; that it was sent does not say that the server has read it.
+    pub fn send<Q, C: Encode<Q>>(
+        &self,
+        method: OneWay<Q, C>,
+        message: &Q,
+    ) -> Result<(), CallError> {
+        self.send_when(method, message, WhenFull::Wait)
+    }
+
+    /// Sends a message that has no reply, and says what to do when there is no room for it.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Full`] under [`WhenFull::Fail`], and as [`IpcClient::send`].
+    pub fn send_when<Q, C: Encode<Q>>(
+        &self,
+        method: OneWay<Q, C>,
+        message: &Q,
+        when_full: WhenFull,
+    ) -> Result<(), CallError> {
+        let (kind, payload) = written(method, message, "message")?;
+        self.send_kind(kind, &payload, when_full)
+    }
+
+    /// Calls a method that answers with a stream.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`] when the request was not sent; what goes wrong later is an item of the stream.
+    pub fn stream<Q, R, C>(
+        &self,
+        method: ServerStream<Q, R, C>,
+        request: &Q,
+        options: &CallOptions,
+    ) -> Result<ItemStream<R, C>, CallError>
+    where
+        C: Encode<Q>,
+    {
+        let (kind, payload) = written(method, request, "request")?;
+        let brings = Brings::Items { caller_sends: false };
+        let call = self.open(kind, &payload, brings, options)?;
+        Ok(ItemStream::new(Arc::new(call), method.name()))
+    }
+
+    /// Calls a method that takes a stream and answers once.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::stream`].
+    pub fn upload<Q, R, C>(
+        &self,
+        method: ClientStream<Q, R, C>,
+        options: &CallOptions,
+    ) -> Result<Upload<Q, R, C>, CallError> {
+        let brings = Brings::Items { caller_sends: true };
+        let call = self.open(kind_of(method), &[], brings, options)?;
+        let sender = ItemSender::new(Arc::new(call), method.name());
+        Ok(Upload { sender, types: PhantomData })
+    }
+
+    /// Calls a method with a stream in each direction. The two halves may be used by two threads.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::stream`].
+    pub fn duplex<Q, R, C>(
+        &self,
+        method: Duplex<Q, R, C>,
+        options: &CallOptions,
+    ) -> Result<Halves<Q, R, C>, CallError> {
+        let brings = Brings::Items { caller_sends: true };
+        let call = Arc::new(self.open(kind_of(method), &[], brings, options)?);
+        let sender = ItemSender::new(Arc::clone(&call), method.name());
+        Ok((sender, ItemStream::new(call, method.name())))
+    }
+
+    fn open(
+        &self,
+        kind: Kind,
+        payload: &[u8],
+        brings: Brings,
+        options: &CallOptions,
+    ) -> Result<OpenCall, CallError> {
+        let travel = options.travel();
+        let deadline = travel.and_then(|travel| travel.deadline);
+        let out = Outgoing { kind, payload, travel };
+        let call = self.start(deadline, |core| core.start(out, brings))?;
+        Ok(OpenCall { client: IpcClient { shared: Arc::clone(&self.shared) }, call, deadline })
+    }
+}
+
+/// The two directions of a duplex call: what is sent, and what comes.
+pub type Halves<Q, R, C> = (ItemSender<Q, C>, ItemStream<R, C>);
+
+/// A call with a stream. It is given up when it is dropped before its end.
+#[derive(Debug)]
+struct OpenCall {
+    client: IpcClient,
+    call: Started,
+    deadline: Option<Instant>,
+}
+
+impl OpenCall {
+    fn shared(&self) -> &Shared {
+        &self.client.shared
+    }
+
+    fn give_up(&self) {
+        // Does nothing for a call that has ended.
+        self.shared().core.abandon(self.call.id);
+        self.client.sent();
+    }
+
+    fn item(&self) -> Result<Item, CallError> {
+        let core = &self.shared().core;
+        let item = match core.poll_item(self.call.id, None) {
+            Some(item) => Some(item),
+            None => self
+                .client
+                .wait_until(self.deadline, |waker| core.poll_item(self.call.id, Some(waker))),
+        };
+        // It may have given credit back.
+        self.client.sent();
+        item.ok_or(CallError::DeadlineExceeded)
+    }
+
+    /// Sends an item, or without one the last word.
+    fn send(&self, item: Option<&[u8]>) -> Result<(), CallError> {
+        let core = &self.shared().core;
+        let attempt = |waker: Option<&std::task::Waker>| match item {
+            Some(item) => core.send_item(&self.call, item, waker),
+            None => core.end_items(&self.call),
+        };
+        loop {
+            match attempt(None) {
+                Err(ItemError::Behind) => {
+                    let sent =
+                        self.client.wait_until(self.deadline, |waker| match attempt(Some(waker)) {
+                            Err(ItemError::Behind) => None,
+                            sent => Some(sent),
+                        });
+                    match sent.ok_or(CallError::DeadlineExceeded)? {
+                        Err(ItemError::Full(room)) => self.room(room)?,
+                        sent => break try_sent(sent),
+                    }
+                }
+                Err(ItemError::Full(room)) => self.room(room)?,
+                sent => break try_sent(sent),
+            }
+        }?;
+        self.client.sent();
+        Ok(())
+    }
+
+    fn room(&self, room: crate::client::Room) -> Result<(), CallError> {
+        let had = self.client.wait_for_room(room, self.deadline);
+        if had { Ok(()) } else { Err(CallError::DeadlineExceeded) }
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+/// The stream that a method answers with, as an iterator: items, and at its end maybe one error. Dropping
+/// it before its end cancels the call.
+#[derive(Debug)]
+#[must_use = "a stream that is dropped is cancelled"]
+pub struct ItemStream<T, C> {
+    /// `None` after its end.
+    call: Option<Arc<OpenCall>>,
+    method: &'static str,
+    types: PhantomData<fn(C) -> T>,
+}
+
+impl<T, C> ItemStream<T, C> {
+    fn new(call: Arc<OpenCall>, method: &'static str) -> ItemStream<T, C> {
+        ItemStream { call: Some(call), method, types: PhantomData }
+    }
+}
+
+impl<T, C: Decode<T>> Iterator for ItemStream<T, C> {
+    type Item = Result<T, CallError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let call = self.call.as_ref()?;
+        match call.item() {
+            Ok(Item::Here(item)) => Some(read::<T, C>(self.method, "item", item)),
+            Ok(Item::Over(outcome)) => {
+                let ended = call.shared().core.conclude(outcome);
+                self.call = None;
+                ended.err().map(Err)
+            }
+            Err(error) => {
+                call.give_up();
+                self.call = None;
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+impl<T, C> Drop for ItemStream<T, C> {
+    fn drop(&mut self) {
+        if let Some(call) = self.call.take() {
+            call.give_up();
+        }
+    }
+}
+
+/// The stream that a method takes. Dropping it before [`ItemSender::finish`] cancels the call.
+#[derive(Debug)]
+#[must_use = "a sender that is dropped before it is finished cancels its call"]
+pub struct ItemSender<T, C> {
+    call: Arc<OpenCall>,
+    finished: bool,
+    method: &'static str,
+    types: PhantomData<fn(T) -> C>,
+}
+
+impl<T, C> ItemSender<T, C> {
+    fn new(call: Arc<OpenCall>, method: &'static str) -> ItemSender<T, C> {
+        ItemSender { call, finished: false, method, types: PhantomData }
+    }
+
+    /// Says that no item follows. The stream of replies goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; a call that has ended meanwhile is none: the stream of replies says how.
+    pub fn finish(mut self) -> Result<(), CallError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), CallError> {
+        let ended = match self.call.send(None) {
+            Err(CallError::StreamEnded) => Ok(()),
+            ended => ended,
+        };
+        self.finished = ended.is_ok();
+        ended
+    }
+}
+
+impl<T, C: Encode<T>> ItemSender<T, C> {
+    /// Sends one item, waiting while the server is behind.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::StreamEnded`] when the call is over: its reply says how.
+    pub fn send(&mut self, item: &T) -> Result<(), CallError> {
+        self.call.send(Some(&self.write(item)?))
+    }
+
+    /// Sends one item if there is room for it now.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Full`] when there is none, and as [`ItemSender::send`].
+    pub fn try_send(&mut self, item: &T) -> Result<(), CallError> {
+        let item = self.write(item)?;
+        let sent = self.call.shared().core.send_item(&self.call.call, &item, None);
+        self.call.client.sent();
+        try_sent(sent)
+    }
+
+    fn write(&self, item: &T) -> Result<Payload, CallError> {
+        let mut bytes = Payload::buffer();
+        let failed = |source| CallError::Codec { method: self.method, what: "item", source };
+        C::encode(item, &mut bytes).map_err(failed)?;
+        Ok(bytes.into())
+    }
+}
+
+impl<T, C> Drop for ItemSender<T, C> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.call.give_up();
+        }
+    }
+}
+
+/// A call that takes a stream and answers once. Dropping it before [`Upload::finish`] cancels it.
+#[derive(Debug)]
+#[must_use = "an upload that is dropped is cancelled"]
+pub struct Upload<T, R, C> {
+    sender: ItemSender<T, C>,
+    types: PhantomData<fn() -> R>,
+}
+
+impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
+    /// As [`ItemSender::send`].
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::StreamEnded`] when the server has answered already: [`Upload::finish`] has its answer.
+    pub fn send(&mut self, item: &T) -> Result<(), CallError> {
+        self.sender.send(item)
+    }
+
+    /// As [`ItemSender::try_send`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ItemSender::try_send`].
+    pub fn try_send(&mut self, item: &T) -> Result<(), CallError> {
+        self.sender.try_send(item)
+    }
+
+    /// Says that no item follows, and waits for the reply.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call`].
+    pub fn finish(mut self) -> Result<R, CallError> {
+        self.sender.end()?;
+        let call = &self.sender.call;
+        loop {
+            if let Item::Over(outcome) = call.item()? {
+                let reply = call.shared().core.conclude(outcome)?;
+                return read::<R, C>(self.sender.method, "reply", reply);
+            }
+            // Such a method has no stream of replies.
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The streams of a connection as both clients drive them: items in, items out, credit, and what is owed
+//! to the server when there is room.
+
+use std::collections::VecDeque;
+use std::task::Waker;
+use std::time::Instant;
+
+use lapwing_proto::{Credit, Flags, Kind, Lookup, MessageId, ReceiveCredit, SendCredit, WireError};
+
+use super::core::{Call, Core, Outbox, Outcome, Room, Started};
+use crate::error::{CallError, Delivered, EndReason};
+use crate::link::{Broken, SendError, call_header, misbehaved};
+use crate::payload::Payload;
+
+/// A call with a stream in one direction at least.
+#[derive(Debug)]
+pub(super) struct StreamCall {
+    pub(super) kind: Kind,
+    pub(super) begun: Option<Instant>,
+    /// Items that have come and were not taken yet: the window bounds them.
+    items: VecDeque<Payload>,
+    receive: ReceiveCredit,
+    pub(super) reader: Option<Waker>,
+    send: SendCredit,
+    pub(super) writer: Option<Waker>,
+    pub(super) ended: Option<Outcome>,
+}
+
+/// A frame that found no room, to be sent when there is some.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Owed {
+    Cancel(MessageId, Kind),
+    Credit(MessageId),
+}
+
+/// What a reader finds.
+pub(crate) enum Item {
+    Here(Payload),
+    /// The call is over, and all its items were taken.
+    Over(Outcome),
+}
+
+/// Why an item did not go out.
+pub(crate) enum ItemError {
+    /// No credit: the waker is kept.
+    Behind,
+    /// No room in the connection.
+    Full(Room),
+    /// The call is over; its reader finds how.
+    Over,
+    Failed(CallError),
+}
+
+impl StreamCall {
+    pub(super) fn new(kind: Kind, begun: Option<Instant>) -> StreamCall {
+        StreamCall {
+            kind,
+            begun,
+            items: VecDeque::new(),
+            receive: ReceiveCredit::new(),
+            reader: None,
+            send: SendCredit::new(),
+            writer: None,
+            ended: None,
+        }
+    }
+
+    pub(super) fn arrive(&mut self, item: Payload) -> Result<Option<Waker>, Broken> {
+        let beyond = || misbehaved(WireError::BadCredit, "an item came without credit for it");
+        self.receive.receive(item.len() as u32).map_err(|_| beyond())?;
+        self.items.push_back(item);
+        Ok(self.reader.take())
+    }
+
+    pub(super) fn grant(&mut self, credit: Credit) -> Result<Option<Waker>, Broken> {
+        let beyond = || misbehaved(WireError::BadCredit, "it granted more than the window holds");
+        self.send.grant(credit).map_err(|_| beyond())?;
+        Ok(self.writer.take())
+    }
+
+    pub(super) fn wakers(&mut self) -> impl Iterator<Item = Waker> + use<> {
+        [self.reader.take(), self.writer.take()].into_iter().flatten()
+    }
+}
+
+impl Core {
+    /// The next item if it is here, or how the call ended; otherwise `waker` is woken then.
+    pub(crate) fn poll_item(&self, id: MessageId, waker: Option<&Waker>) -> Option<Item> {
+        let mut outbox = self.outbox();
+        let Lookup::Live(Call::Stream(call)) = outbox.calls.find(id) else {
+            return Some(Item::Over(Outcome::Ended));
+        };
+        let Some(item) = call.items.pop_front() else {
+            if call.ended.is_none() {
+                keep(&mut call.reader, waker);
+                return None;
+            }
+            let outcome = match self.close_call(&mut outbox, id) {
+                Some(Call::Stream(call)) => call.ended.unwrap_or(Outcome::Ended),
+                _ => Outcome::Ended,
+            };
+            drop(outbox);
+            self.offer_room();
+            return Some(Item::Over(outcome));
+        };
+        call.receive.take(item.len() as u32);
+        if call.receive.is_due() && call.ended.is_none() {
+            self.give_credit(&mut outbox, id);
+        }
+        Some(Item::Here(item))
+    }
+
+    /// Sends one item of the call's stream of requests. Without room or credit nothing was sent.
+    pub(crate) fn send_item(
+        &self,
+        call: &Started,
+        payload: &[u8],
+        waker: Option<&Waker>,
+    ) -> Result<(), ItemError> {
+        let mut outbox = self.outbox();
+        let found = match outbox.calls.find(call.id) {
+            Lookup::Live(Call::Stream(found)) if found.ended.is_none() => found,
+            _ => return Err(ItemError::Over),
+        };
+        if !found.send.may_send() {
+            keep(&mut found.writer, waker);
+            return Err(ItemError::Behind);
+        }
+        let header = call_header(Flags::STREAM, call.kind, call.id);
+        self.send_on(&mut outbox, header, payload)?;
+        if let Lookup::Live(Call::Stream(found)) = outbox.calls.find(call.id) {
+            let taken = found.send.take(payload.len() as u32);
+            debug_assert!(taken, "an item was sent without credit");
+        }
+        Ok(())
+    }
+
+    /// Says that no item follows.
+    pub(crate) fn end_items(&self, call: &Started) -> Result<(), ItemError> {
+        let mut outbox = self.outbox();
+        match outbox.calls.find(call.id) {
+            Lookup::Live(Call::Stream(found)) if found.ended.is_none() => {}
+            _ => return Err(ItemError::Over),
+        }
+        self.send_on(&mut outbox, call_header(Flags::NONE, call.kind, call.id), &[])
+    }
+
+    fn send_on(
+        &self,
+        outbox: &mut Outbox,
+        header: lapwing_proto::Header,
+        payload: &[u8],
+    ) -> Result<(), ItemError> {
+        if let Some(reason) = self.end() {
+            return Err(ItemError::Failed(reason.error(Delivered::Maybe)));
+        }
+        match outbox.sending.send(header, payload).and_then(|()| Ok(outbox.sending.flush()?)) {
+            Ok(()) => {
+                self.counters.sent(payload.len());
+                Ok(())
+            }
+            Err(SendError::Full) => {
+                Err(ItemError::Full(Room { bytes: payload.len(), place: false }))
+            }
+            Err(SendError::TooLarge(max)) => {
+                Err(ItemError::Failed(CallError::TooLarge { length: payload.len(), max }))
+            }
+            // The connection's driver finds the same and ends it for all.
+            Err(SendError::Broken(_)) => {
+                Err(ItemError::Failed(EndReason::Vanished.error(Delivered::Maybe)))
+            }
+        }
+    }
+
+    /// Gives back the credit that is due, now or when there is room.
+    fn give_credit(&self, outbox: &mut Outbox, id: MessageId) {
+        let has_room = outbox.sending.has_room(8).unwrap_or(true);
+        if !has_room {
+            return self.owe(outbox, Owed::Credit(id));
+        }
+        let Lookup::Live(Call::Stream(call)) = outbox.calls.find(id) else { return };
+        let credit = call.receive.give_back();
+        let header = call_header(Flags::NONE, Kind::CREDIT, id);
+        // A broken connection is its driver's to find.
+        let sent = outbox.sending.send(header, &credit.encode());
+        debug_assert!(!matches!(sent, Err(SendError::Full)), "there was room");
+        let _ = outbox.sending.flush();
+    }
+
+    /// Tells the server that nobody waits for this call any more, now or when there is room.
+    pub(super) fn cancel(&self, outbox: &mut Outbox, id: MessageId, kind: Kind) {
+        if !kind.is_application() || self.end().is_some() {
+            return;
+        }
+        let header = call_header(Flags::NONE, Kind::CANCEL, id);
+        match outbox.sending.send(header, &[]) {
+            Err(SendError::Full) => self.owe(outbox, Owed::Cancel(id, kind)),
+            // A broken connection is its driver's to find.
+            _ => drop(outbox.sending.flush()),
+        }
+    }
+
+    fn owe(&self, outbox: &mut Outbox, owed: Owed) {
+        if !outbox.owed.contains(&owed) {
+            outbox.owed.push(owed);
+        }
+        self.want_room();
+    }
+
+    /// Sends what was owed, as far as there is room; whether all went.
+    pub(super) fn pay(&self, outbox: &mut Outbox) -> bool {
+        for owed in std::mem::take(&mut outbox.owed) {
+            match owed {
+                Owed::Cancel(id, kind) => {
+                    // A call that has ended meanwhile needs no word.
+                    if matches!(outbox.calls.find(id), Lookup::Live(_)) {
+                        self.cancel(outbox, id, kind);
+                    }
+                }
+                Owed::Credit(id) => self.give_credit(outbox, id),
+            }
+        }
+        outbox.owed.is_empty()
+    }
+}
+
+fn keep(slot: &mut Option<Waker>, waker: Option<&Waker>) {
+    if let Some(waker) = waker
+        && !slot.as_ref().is_some_and(|known| known.will_wake(waker))
+    {
+        *slot = Some(waker.clone());
+    }
+}

@@ -1,0 +1,562 @@
+//! Calls of typed methods, and streams, of the async client.
+
+use std::future::poll_fn;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use futures_core::Stream;
+use lapwing_proto::Kind;
+use tokio::time::{Sleep, sleep_until};
+
+use super::core::{Brings, Outgoing, StartError, Started};
+use super::options::{CallOptions, WhenFull};
+use super::streams::{Item, ItemError};
+use super::{IpcClient, Shared};
+use crate::codec::{Decode, Encode};
+use crate::error::CallError;
+use crate::method::{ClientStream, Duplex, Method, OneWay, ServerStream, Shape, Unary};
+use crate::payload::Payload;
+
+/// The method's number and the request's bytes.
+pub(crate) fn written<S: Shape, Q, R, C: Encode<Q>>(
+    method: Method<S, Q, R, C>,
+    request: &Q,
+    what: &'static str,
+) -> Result<(Kind, Payload), CallError> {
+    let mut bytes = Payload::buffer();
+    let failed = |source| CallError::Codec { method: method.name(), what, source };
+    C::encode(request, &mut bytes).map_err(failed)?;
+    Ok((kind_of(method), bytes.into()))
+}
+
+pub(crate) fn kind_of<S: Shape, Q, R, C>(method: Method<S, Q, R, C>) -> Kind {
+    Kind::application(method.kind()).expect("a method's number was checked when it was made")
+}
+
+pub(crate) fn read<T, C: Decode<T>>(
+    method: &'static str,
+    what: &'static str,
+    payload: Payload,
+) -> Result<T, CallError> {
+    C::decode(payload).map_err(|source| CallError::Codec { method, what, source })
+}
+
+impl IpcClient {
+    /// Calls a method and waits for its reply.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; [`CallError::Status`] is the server's own answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before its first poll it has sent nothing. Dropped later the call is cancelled: the server
+    /// drops its handler at the next await.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example(client: lapwing::IpcClient) -> Result<(), lapwing::CallError> {
+    /// const LENGTH: lapwing::Unary<String, u64> = lapwing::Unary::new(0x0400, "text.length");
+    /// assert_eq!(client.call(LENGTH, &"lapwing".to_owned()).await?, 7);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn call<Q, R, C>(&self, method: Unary<Q, R, C>, request: &Q) -> Result<R, CallError>
+    where
+        C: Encode<Q> + Decode<R>,
+    {
+        let (kind, payload) = written(method, request, "request")?;
+        let reply = self.call_kind(kind, &payload).await?;
+        read::<R, C>(method.name(), "reply", reply)
+    }
+
+    /// Calls a method with a time limit, metadata or a trace.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call`], and [`CallError::DeadlineExceeded`] when the time is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::call`].
+    pub async fn call_with<Q, R, C>(
+        &self,
+        method: Unary<Q, R, C>,
+        request: &Q,
+        options: &CallOptions,
+    ) -> Result<R, CallError>
+    where
+        C: Encode<Q> + Decode<R>,
+    {
+        let (kind, payload) = written(method, request, "request")?;
+        let reply = self.call_kind_with(kind, &payload, options).await?;
+        read::<R, C>(method.name(), "reply", reply)
+    }
+
+    /// Calls a method if there is room for another call now.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Full`] when there is none, and as [`IpcClient::call`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::call`].
+    pub async fn try_call<Q, R, C>(
+        &self,
+        method: Unary<Q, R, C>,
+        request: &Q,
+    ) -> Result<R, CallError>
+    where
+        C: Encode<Q> + Decode<R>,
+    {
+        let (kind, payload) = written(method, request, "request")?;
+        let reply = self.call_if_room(kind, &payload).await?;
+        read::<R, C>(method.name(), "reply", reply)
+    }
+
+    /// Sends a message that has no reply. Waits while there is no room for it.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; that it was sent does not say that the server has read it.
+    ///
+    /// # Cancel safety
+    ///
+    /// The message was sent whole or not at all; it was not when this never completed.
+    pub async fn send<Q, C: Encode<Q>>(
+        &self,
+        method: OneWay<Q, C>,
+        message: &Q,
+    ) -> Result<(), CallError> {
+        self.send_when(method, message, WhenFull::Wait).await
+    }
+
+    /// Sends a message that has no reply, and says what to do when there is no room for it.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Full`] under [`WhenFull::Fail`], and as [`IpcClient::send`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::send`].
+    pub async fn send_when<Q, C: Encode<Q>>(
+        &self,
+        method: OneWay<Q, C>,
+        message: &Q,
+        when_full: WhenFull,
+    ) -> Result<(), CallError> {
+        let (kind, payload) = written(method, message, "message")?;
+        self.send_kind(kind, &payload, when_full).await
+    }
+
+    /// Calls a method that answers with a stream.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`] when the request was not sent; what goes wrong later is an item of the stream.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::call`].
+    pub async fn stream<Q, R, C>(
+        &self,
+        method: ServerStream<Q, R, C>,
+        request: &Q,
+    ) -> Result<ItemStream<R, C>, CallError>
+    where
+        C: Encode<Q>,
+    {
+        self.stream_with(method, request, &CallOptions::default()).await
+    }
+
+    /// As [`IpcClient::stream`], with a time limit for the whole stream, metadata or a trace.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::stream`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::call`].
+    pub async fn stream_with<Q, R, C>(
+        &self,
+        method: ServerStream<Q, R, C>,
+        request: &Q,
+        options: &CallOptions,
+    ) -> Result<ItemStream<R, C>, CallError>
+    where
+        C: Encode<Q>,
+    {
+        let (kind, payload) = written(method, request, "request")?;
+        let brings = Brings::Items { caller_sends: false };
+        let call = self.open(kind, &payload, brings, options).await?;
+        Ok(ItemStream::new(call, method.name()))
+    }
+
+    /// Calls a method that takes a stream and answers once.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::stream`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::call`].
+    pub async fn upload<Q, R, C>(
+        &self,
+        method: ClientStream<Q, R, C>,
+        options: &CallOptions,
+    ) -> Result<Upload<Q, R, C>, CallError> {
+        let brings = Brings::Items { caller_sends: true };
+        let call = self.open(kind_of(method), &[], brings, options).await?;
+        let sender = ItemSender::new(Arc::new(call), method.name());
+        Ok(Upload { sender, types: PhantomData })
+    }
+
+    /// Calls a method with a stream in each direction.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::stream`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::call`].
+    pub async fn duplex<Q, R, C>(
+        &self,
+        method: Duplex<Q, R, C>,
+        options: &CallOptions,
+    ) -> Result<Halves<Q, R, C>, CallError> {
+        let brings = Brings::Items { caller_sends: true };
+        let call = Arc::new(self.open(kind_of(method), &[], brings, options).await?);
+        let sender = ItemSender::new(Arc::clone(&call), method.name());
+        Ok((sender, ItemStream::of(call, method.name())))
+    }
+
+    async fn open(
+        &self,
+        kind: Kind,
+        payload: &[u8],
+        brings: Brings,
+        options: &CallOptions,
+    ) -> Result<OpenCall, CallError> {
+        let travel = options.travel();
+        let deadline = travel.and_then(|travel| travel.deadline);
+        let core = &self.shared.core;
+        let start = |_: &mut Context<'_>| core.start(Outgoing { kind, payload, travel }, brings);
+        let started = super::within(deadline, self.poll_start(start)).await?;
+        self.sent();
+        Ok(OpenCall { shared: Arc::clone(&self.shared), call: started, deadline })
+    }
+}
+
+/// The two directions of a duplex call: what is sent, and what comes.
+pub type Halves<Q, R, C> = (ItemSender<Q, C>, ItemStream<R, C>);
+
+/// A call with a stream. It is given up when it is dropped before its end.
+#[derive(Debug)]
+struct OpenCall {
+    shared: Arc<Shared>,
+    call: Started,
+    deadline: Option<std::time::Instant>,
+}
+
+impl OpenCall {
+    fn give_up(&self) {
+        self.shared.core.abandon(self.call.id);
+        self.shared.sent();
+    }
+
+    fn poll_item(&self, waker: &Waker) -> Poll<Item> {
+        match self.shared.core.poll_item(self.call.id, Some(waker)) {
+            Some(item) => {
+                // It may have given credit back.
+                self.shared.sent();
+                Poll::Ready(item)
+            }
+            None => {
+                self.shared.kick();
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Sends an item, or without one the last word.
+    fn poll_send(&self, cx: &Context<'_>, item: Option<&[u8]>) -> Poll<Result<(), CallError>> {
+        let core = &self.shared.core;
+        for _ in 0..2 {
+            let sent = match item {
+                Some(item) => core.send_item(&self.call, item, Some(cx.waker())),
+                None => core.end_items(&self.call),
+            };
+            match sent {
+                Ok(()) => {
+                    self.shared.sent();
+                    return Poll::Ready(Ok(()));
+                }
+                Err(ItemError::Behind) => break,
+                // Registered first, then tried once more: room that came in between is seen.
+                Err(ItemError::Full(room)) => core.wait_for_room(room, cx.waker()),
+                Err(ItemError::Over) => return Poll::Ready(Err(CallError::StreamEnded)),
+                Err(ItemError::Failed(error)) => return Poll::Ready(Err(error)),
+            }
+        }
+        self.shared.kick();
+        Poll::Pending
+    }
+}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        // Does nothing for a call that has ended.
+        self.give_up();
+    }
+}
+
+/// The stream that a method answers with: items, and at its end maybe one error. Dropping it before its end
+/// cancels the call.
+#[derive(Debug)]
+#[must_use = "a stream that is dropped is cancelled"]
+pub struct ItemStream<T, C> {
+    /// `None` after its end.
+    call: Option<Arc<OpenCall>>,
+    timer: Option<Pin<Box<Sleep>>>,
+    method: &'static str,
+    types: PhantomData<fn(C) -> T>,
+}
+
+impl<T, C> ItemStream<T, C> {
+    fn new(call: OpenCall, method: &'static str) -> ItemStream<T, C> {
+        ItemStream::of(Arc::new(call), method)
+    }
+
+    fn of(call: Arc<OpenCall>, method: &'static str) -> ItemStream<T, C> {
+        let timer = call.deadline.map(|at| Box::pin(sleep_until(at.into())));
+        ItemStream { call: Some(call), timer, method, types: PhantomData }
+    }
+
+    fn end(&mut self) {
+        if let Some(call) = self.call.take() {
+            call.give_up();
+        }
+    }
+}
+
+impl<T, C: Decode<T>> ItemStream<T, C> {
+    /// The next item, or `None` after the last.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call`]; nothing follows an error but of one item that could not be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: an item is taken only when this completes.
+    pub async fn next(&mut self) -> Option<Result<T, CallError>> {
+        tokio::task::coop::consume_budget().await;
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<T, CallError>>> {
+        let Some(call) = &self.call else {
+            return Poll::Ready(None);
+        };
+        match call.poll_item(cx.waker()) {
+            Poll::Ready(Item::Here(item)) => {
+                Poll::Ready(Some(read::<T, C>(self.method, "item", item)))
+            }
+            Poll::Ready(Item::Over(outcome)) => {
+                let ended = call.shared.core.conclude(outcome);
+                self.call = None;
+                Poll::Ready(ended.err().map(Err))
+            }
+            Poll::Pending => {
+                let timer = self.timer.as_mut();
+                if timer.is_some_and(|timer| timer.as_mut().poll(cx).is_ready()) {
+                    self.end();
+                    return Poll::Ready(Some(Err(CallError::DeadlineExceeded)));
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<T, C: Decode<T>> Stream for ItemStream<T, C> {
+    type Item = Result<T, CallError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.get_mut().poll(cx)
+    }
+}
+
+impl<T, C> Drop for ItemStream<T, C> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The stream that a method takes. Dropping it before [`ItemSender::finish`] cancels the call.
+#[derive(Debug)]
+#[must_use = "a sender that is dropped before it is finished cancels its call"]
+pub struct ItemSender<T, C> {
+    call: Arc<OpenCall>,
+    finished: bool,
+    method: &'static str,
+    types: PhantomData<fn(T) -> C>,
+}
+
+impl<T, C> ItemSender<T, C> {
+    fn new(call: Arc<OpenCall>, method: &'static str) -> ItemSender<T, C> {
+        ItemSender { call, finished: false, method, types: PhantomData }
+    }
+
+    /// Says that no item follows. The stream of replies goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`]; a call that has ended meanwhile is none: the stream of replies says how.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it completes the call is cancelled.
+    pub async fn finish(mut self) -> Result<(), CallError> {
+        self.end().await
+    }
+
+    async fn end(&mut self) -> Result<(), CallError> {
+        let work = poll_fn(|cx| self.call.poll_send(cx, None));
+        let ended = match super::within(self.call.deadline, work).await {
+            Err(CallError::StreamEnded) => Ok(()),
+            ended => ended,
+        };
+        self.finished = ended.is_ok();
+        ended
+    }
+}
+
+impl<T, C: Encode<T>> ItemSender<T, C> {
+    /// Sends one item, waiting while the server is behind.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::StreamEnded`] when the call is over: its reply says how.
+    ///
+    /// # Cancel safety
+    ///
+    /// The item was sent whole or not at all; it was not when this never completed.
+    pub async fn send(&mut self, item: &T) -> Result<(), CallError> {
+        let item = self.write(item)?;
+        tokio::task::coop::consume_budget().await;
+        let work = poll_fn(|cx| self.call.poll_send(cx, Some(&item)));
+        super::within(self.call.deadline, work).await
+    }
+
+    /// Sends one item if there is room for it now.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Full`] when there is none, and as [`ItemSender::send`].
+    pub fn try_send(&mut self, item: &T) -> Result<(), CallError> {
+        let item = self.write(item)?;
+        let sent = self.call.shared.core.send_item(&self.call.call, &item, None);
+        self.call.shared.sent();
+        try_sent(sent)
+    }
+
+    fn write(&self, item: &T) -> Result<Payload, CallError> {
+        let mut bytes = Payload::buffer();
+        let failed = |source| CallError::Codec { method: self.method, what: "item", source };
+        C::encode(item, &mut bytes).map_err(failed)?;
+        Ok(bytes.into())
+    }
+}
+
+/// What an attempt to send without waiting came to.
+pub(crate) fn try_sent(sent: Result<(), ItemError>) -> Result<(), CallError> {
+    sent.map_err(|error| match error {
+        ItemError::Behind | ItemError::Full(_) => CallError::Full,
+        ItemError::Over => CallError::StreamEnded,
+        ItemError::Failed(error) => error,
+    })
+}
+
+impl<T, C> Drop for ItemSender<T, C> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.call.give_up();
+        }
+    }
+}
+
+/// A call that takes a stream and answers once. Dropping it before [`Upload::finish`] cancels it.
+#[derive(Debug)]
+#[must_use = "an upload that is dropped is cancelled"]
+pub struct Upload<T, R, C> {
+    sender: ItemSender<T, C>,
+    types: PhantomData<fn() -> R>,
+}
+
+impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
+    /// As [`ItemSender::send`].
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::StreamEnded`] when the server has answered already: [`Upload::finish`] has its answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`ItemSender::send`].
+    pub async fn send(&mut self, item: &T) -> Result<(), CallError> {
+        self.sender.send(item).await
+    }
+
+    /// As [`ItemSender::try_send`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ItemSender::try_send`].
+    pub fn try_send(&mut self, item: &T) -> Result<(), CallError> {
+        self.sender.try_send(item)
+    }
+
+    /// Says that no item follows, and waits for the reply.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before it completes the call is cancelled.
+    pub async fn finish(mut self) -> Result<R, CallError> {
+        self.sender.end().await?;
+        let call = &self.sender.call;
+        let over = poll_fn(|cx| {
+            loop {
+                match call.poll_item(cx.waker()) {
+                    Poll::Ready(Item::Over(outcome)) => return Poll::Ready(Ok(outcome)),
+                    // Such a method has no stream of replies.
+                    Poll::Ready(Item::Here(_)) => {}
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        });
+        let outcome = super::within(call.deadline, over).await?;
+        let reply = call.shared.core.conclude(outcome)?;
+        read::<R, C>(self.sender.method, "reply", reply)
+    }
+}
+
+/// What a start that must not wait came to.
+pub(crate) fn at_once<T>(started: Result<T, StartError>) -> Result<T, CallError> {
+    started.map_err(|error| match error {
+        StartError::Full(_) => CallError::Full,
+        StartError::Failed(error) => error,
+    })
+}

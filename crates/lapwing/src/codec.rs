@@ -1,0 +1,205 @@
+//! How values become payloads: raw bytes, postcard, JSON.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::payload::Payload;
+
+/// Writes values of `T` as payloads.
+pub trait Encode<T> {
+    /// Appends `value` to `into`.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError`] for a value that this format cannot say.
+    fn encode(value: &T, into: &mut Vec<u8>) -> Result<(), CodecError>;
+}
+
+/// Reads values of `T` from payloads.
+pub trait Decode<T> {
+    /// The value that `payload` says.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError`] names the field where there is one.
+    fn decode(payload: Payload) -> Result<T, CodecError>;
+}
+
+/// A name for people, as `describe` prints it.
+pub trait Codec: 'static {
+    /// `raw`, `postcard` or `json`.
+    const NAME: &'static str;
+}
+
+/// A payload that cannot be read as its type, or a value that cannot be written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CodecError {
+    /// The field, as `matches[3].line`, or in postcard, which writes no names, the fields' places, as
+    /// `[0][3][1]`; empty for the whole.
+    pub path: String,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl fmt::Display for CodecError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.path.is_empty() {
+            write!(f, "at {}: ", self.path)?;
+        }
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for CodecError {}
+
+impl CodecError {
+    fn whole(what: impl fmt::Display) -> CodecError {
+        CodecError { path: String::new(), what: what.to_string() }
+    }
+
+    fn at<E: fmt::Display>(error: &serde_path_to_error::Error<E>) -> CodecError {
+        let path = error.path().to_string();
+        // A lone dot stands for the whole.
+        let path = if path == "." { String::new() } else { path };
+        CodecError { path, what: error.inner().to_string() }
+    }
+}
+
+/// Bytes as they are.
+#[derive(Clone, Copy, Debug)]
+pub enum Raw {}
+
+/// [postcard](https://postcard.jamesmunns.com): compact, for Rust on both sides. The default.
+#[derive(Clone, Copy, Debug)]
+pub enum Postcard {}
+
+/// JSON, for bridges, scripts and people. An empty payload is read as `{}`.
+#[derive(Clone, Copy, Debug)]
+pub enum Json {}
+
+impl Codec for Raw {
+    const NAME: &'static str = "raw";
+}
+
+impl Codec for Postcard {
+    const NAME: &'static str = "postcard";
+}
+
+impl Codec for Json {
+    const NAME: &'static str = "json";
+}
+
+impl<T: AsRef<[u8]>> Encode<T> for Raw {
+    #[inline]
+    fn encode(value: &T, into: &mut Vec<u8>) -> Result<(), CodecError> {
+        into.extend_from_slice(value.as_ref());
+        Ok(())
+    }
+}
+
+impl<T: From<Payload>> Decode<T> for Raw {
+    #[inline]
+    fn decode(payload: Payload) -> Result<T, CodecError> {
+        Ok(T::from(payload))
+    }
+}
+
+impl<T: Serialize> Encode<T> for Postcard {
+    fn encode(value: &T, into: &mut Vec<u8>) -> Result<(), CodecError> {
+        let begun = std::mem::take(into);
+        *into = postcard::to_extend(value, begun).map_err(CodecError::whole)?;
+        Ok(())
+    }
+}
+
+impl<T: DeserializeOwned> Decode<T> for Postcard {
+    fn decode(payload: Payload) -> Result<T, CodecError> {
+        if let Ok((value, rest)) = postcard::take_from_bytes(&payload) {
+            return if rest.is_empty() {
+                Ok(value)
+            } else {
+                Err(CodecError::whole(format_args!("{} bytes follow the value", rest.len())))
+            };
+        }
+        // Read again to find out where: that costs what good payloads need not pay.
+        let mut reader = postcard::Deserializer::from_bytes(&payload);
+        match serde_path_to_error::deserialize::<_, T>(&mut reader) {
+            Ok(_) => Err(CodecError::whole("it reads differently the second time")),
+            Err(error) => Err(CodecError::at(&error)),
+        }
+    }
+}
+
+impl<T: Serialize> Encode<T> for Json {
+    fn encode(value: &T, into: &mut Vec<u8>) -> Result<(), CodecError> {
+        serde_json::to_writer(into, value).map_err(CodecError::whole)
+    }
+}
+
+impl<T: DeserializeOwned> Decode<T> for Json {
+    fn decode(payload: Payload) -> Result<T, CodecError> {
+        let text: &[u8] = if payload.is_empty() { b"{}" } else { &payload };
+        let mut reader = serde_json::Deserializer::from_slice(text);
+        let value = serde_path_to_error::deserialize(&mut reader);
+        let value = value.map_err(|error| CodecError::at(&error))?;
+        reader.end().map_err(CodecError::whole)?;
+        Ok(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct Line {
+        number: u32,
+        text: String,
+    }
+
+    #[derive(Serialize, Deserialize, PartialEq, Debug)]
+    struct Page {
+        lines: Vec<Line>,
+    }
+
+    fn page() -> Page {
+        Page { lines: vec![Line { number: 7, text: "seven".into() }] }
+    }
+
+    fn round<C: Encode<Page> + Decode<Page>>() {
+        let mut bytes = Vec::new();
+        C::encode(&page(), &mut bytes).unwrap();
+        assert_eq!(C::decode(bytes.into()), Ok(page()));
+    }
+
+    #[test]
+    fn values_return_from_both_formats() {
+        round::<Json>();
+        round::<Postcard>();
+    }
+
+    #[test]
+    fn malformed_json_is_refused_with_the_field_s_path() {
+        let json = br#"{"lines": [{"number": 1, "text": "a"}, {"number": "x", "text": "b"}]}"#;
+        let error = <Json as Decode<Page>>::decode(json[..].into()).unwrap_err();
+        assert_eq!(error.path, "lines[1].number");
+        assert!(error.to_string().starts_with("at lines[1].number: invalid type"), "{error}");
+        let trailing = <Json as Decode<Page>>::decode(b"{\"lines\": []} x"[..].into());
+        assert!(trailing.unwrap_err().what.contains("trailing"));
+    }
+
+    #[test]
+    fn malformed_postcard_is_refused_with_the_field_s_place() {
+        let mut bytes = Vec::new();
+        <Postcard as Encode<Page>>::encode(&page(), &mut bytes).unwrap();
+        let short = <Postcard as Decode<Page>>::decode(bytes[..bytes.len() - 1].into());
+        assert_eq!(short.unwrap_err().path, "[0][0][1]");
+        bytes.push(9);
+        let long = <Postcard as Decode<Page>>::decode(bytes.into()).unwrap_err();
+        assert_eq!(long.to_string(), "1 bytes follow the value");
+    }
+}

@@ -1,0 +1,191 @@
+//! The two directions of a stream as its handler sees them: items of bytes in, items of bytes out.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use lapwing_proto::{Credit, Flags, Header, Kind, MessageId, Status};
+
+use super::connection::Out;
+use super::running::{CallEnd, CallState, Taken};
+use crate::link::{SendError, call_header};
+use crate::payload::Payload;
+
+/// What a handler's streams need of the call and its connection.
+#[derive(Clone, Debug)]
+pub(crate) struct StreamLink {
+    pub(crate) out: Arc<Out>,
+    pub(crate) kind: Kind,
+    pub(crate) id: MessageId,
+}
+
+/// Where a handler sends the items of its reply.
+#[derive(Debug)]
+pub struct ItemSink {
+    link: StreamLink,
+    state: Arc<CallState>,
+    /// Room for the header, then the item.
+    frame: Vec<u8>,
+}
+
+/// Why an item was not taken without waiting.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum TrySendError {
+    /// The reader is behind, or the connection has no room: send again later.
+    #[error("the stream has no room for another item now")]
+    Full,
+    /// The stream is over.
+    #[error(transparent)]
+    Ended(#[from] Status),
+}
+
+impl ItemSink {
+    pub(crate) fn new(link: StreamLink, state: Arc<CallState>) -> ItemSink {
+        ItemSink { link, state, frame: Vec::new() }
+    }
+
+    /// Sends one item, waiting while the reader is behind.
+    ///
+    /// # Errors
+    ///
+    /// `Cancelled` or `DeadlineExceeded` when the call is over, `ResourceExhausted` for an item that is
+    /// longer than the connection takes. Pass it on with `?`.
+    ///
+    /// # Cancel safety
+    ///
+    /// The item was sent whole or not at all; it was not when this never completed.
+    pub async fn send_bytes(&mut self, item: &[u8]) -> Result<(), Status> {
+        self.send_with(|frame| {
+            frame.extend_from_slice(item);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Sends one item if there is room for it now.
+    ///
+    /// # Errors
+    ///
+    /// [`TrySendError::Full`] when there is none, and as [`ItemSink::send_bytes`].
+    pub fn try_send_bytes(&mut self, item: &[u8]) -> Result<(), TrySendError> {
+        self.try_send_with(|frame| {
+            frame.extend_from_slice(item);
+            Ok(())
+        })
+    }
+
+    pub(crate) async fn send_with(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), Status>,
+    ) -> Result<(), Status> {
+        self.begin(write)?;
+        // A handler that never has to wait lets others run, too.
+        tokio::task::coop::consume_budget().await;
+        poll_fn(|cx| self.poll_send(Some(cx))).await
+    }
+
+    pub(crate) fn try_send_with(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), Status>,
+    ) -> Result<(), TrySendError> {
+        self.begin(write)?;
+        match self.poll_send(None) {
+            Poll::Ready(sent) => Ok(sent?),
+            Poll::Pending => Err(TrySendError::Full),
+        }
+    }
+
+    fn begin(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), Status>,
+    ) -> Result<(), Status> {
+        self.frame.clear();
+        self.frame.resize(Header::BYTES, 0);
+        write(&mut self.frame)
+    }
+
+    fn poll_send(&mut self, cx: Option<&Context<'_>>) -> Poll<Result<(), Status>> {
+        let waker = cx.map(|cx| cx.waker());
+        let bytes = self.frame.len() - Header::BYTES;
+        match self.state.take_credit(bytes, waker) {
+            Ok(true) => {}
+            Ok(false) => return Poll::Pending,
+            Err(end) => return Poll::Ready(Err(end.status())),
+        }
+        let StreamLink { out, kind, id } = &self.link;
+        let header = call_header(Flags::RESPONSE | Flags::STREAM, *kind, *id);
+        let error = match out.send_item(header, &mut self.frame, waker) {
+            Ok(()) => return Poll::Ready(Ok(())),
+            Err(error) => error,
+        };
+        self.state.refund(bytes);
+        match error {
+            SendError::Full => Poll::Pending,
+            SendError::TooLarge(max) => {
+                let message = format!("an item has {bytes} bytes, and this connection takes {max}");
+                Poll::Ready(Err(Status::resource_exhausted(message)))
+            }
+            SendError::Broken(_) => Poll::Ready(Err(CallEnd::Disconnected.status())),
+        }
+    }
+}
+
+/// Where a handler takes the items of its request from.
+#[derive(Debug)]
+pub struct ItemSource {
+    link: StreamLink,
+    state: Arc<CallState>,
+    /// Credit that found no room yet.
+    owed: Credit,
+}
+
+impl ItemSource {
+    pub(crate) fn new(link: StreamLink, state: Arc<CallState>) -> ItemSource {
+        ItemSource { link, state, owed: Credit::default() }
+    }
+
+    /// The next item, or `None` after the caller's last.
+    ///
+    /// # Errors
+    ///
+    /// `Cancelled` or `DeadlineExceeded` when the call is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: an item is taken only when this completes.
+    pub async fn next_bytes(&mut self) -> Result<Option<Payload>, Status> {
+        tokio::task::coop::consume_budget().await;
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    pub(crate) fn poll_next(&mut self, cx: &Context<'_>) -> Poll<Result<Option<Payload>, Status>> {
+        self.pay(cx);
+        match self.state.take_item(cx.waker()) {
+            Taken::Item(item, credit) => {
+                if let Some(Credit { items, bytes }) = credit {
+                    self.owed.items += items;
+                    self.owed.bytes += bytes;
+                    self.pay(cx);
+                }
+                Poll::Ready(Ok(Some(item)))
+            }
+            Taken::End => Poll::Ready(Ok(None)),
+            Taken::Ended(end) => Poll::Ready(Err(end.status())),
+            Taken::Nothing => Poll::Pending,
+        }
+    }
+
+    /// Gives credit back; without room for that this task is woken when there is.
+    fn pay(&mut self, cx: &Context<'_>) {
+        if self.owed == Credit::default() {
+            return;
+        }
+        let StreamLink { out, id, .. } = &self.link;
+        let mut frame = vec![0; Header::BYTES];
+        frame.extend_from_slice(&self.owed.encode());
+        let header = call_header(Flags::NONE, Kind::CREDIT, *id);
+        if !matches!(out.send_item(header, &mut frame, Some(cx.waker())), Err(SendError::Full)) {
+            self.owed = Credit::default();
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! A call in a task of its own: what its connection, its handler and its streams share.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use lapwing_proto::{Credit, CreditError, ReceiveCredit, SendCredit, Status};
+
+use crate::client::lock;
+use crate::payload::Payload;
+
+/// Why a call ends before its handler does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum CallEnd {
+    /// The caller gave it up.
+    Cancelled,
+    /// Its time is over.
+    DeadlineExceeded,
+    /// Its connection is over.
+    Disconnected,
+    /// The handler has ended; only what outlives it, as a thread that it started, sees this.
+    Over,
+}
+
+impl CallEnd {
+    pub(crate) fn status(self) -> Status {
+        match self {
+            CallEnd::Cancelled => Status::cancelled("the caller gave the call up"),
+            CallEnd::DeadlineExceeded => {
+                Status::deadline_exceeded("the call's time was over before it ended")
+            }
+            CallEnd::Disconnected => Status::cancelled("the connection has ended"),
+            CallEnd::Over => Status::cancelled("the call has ended"),
+        }
+    }
+}
+
+/// One running call. The lock is short: nobody waits or wakes under it.
+#[derive(Default, Debug)]
+pub(crate) struct CallState {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default, Debug)]
+struct Inner {
+    end: Option<CallEnd>,
+    /// The call's own task.
+    task: Option<Waker>,
+    /// Who awaits the end through a [`Cancellation`].
+    watchers: Vec<Waker>,
+    /// The stream of replies.
+    send: SendCredit,
+    writer: Option<Waker>,
+    /// The stream of requests: items that have come and were not taken yet.
+    receive: ReceiveCredit,
+    items: VecDeque<Payload>,
+    no_more_items: bool,
+    reader: Option<Waker>,
+}
+
+/// What a reader of items finds.
+pub(crate) enum Taken {
+    /// An item, and credit to give back for those taken so far.
+    Item(Payload, Option<Credit>),
+    /// The caller has sent its last item.
+    End,
+    Ended(CallEnd),
+    /// Nothing yet; the waker is kept.
+    Nothing,
+}
+
+/// What an arriving item may be.
+#[derive(Debug)]
+pub(crate) enum ItemFault {
+    NoCredit,
+    AfterEnd,
+}
+
+fn keep(slot: &mut Option<Waker>, waker: &Waker) {
+    if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
+        *slot = Some(waker.clone());
+    }
+}
+
+impl CallState {
+    /// Ends the call for `end`, unless it has ended: its task, its streams and its tokens see it.
+    pub(crate) fn end(&self, end: CallEnd) {
+        let mut inner = lock(&self.inner);
+        if inner.end.is_some() {
+            return;
+        }
+        inner.end = Some(end);
+        inner.items.clear();
+        let mut woken = std::mem::take(&mut inner.watchers);
+        let Inner { task, writer, reader, .. } = &mut *inner;
+        woken.extend([task.take(), writer.take(), reader.take()].into_iter().flatten());
+        drop(inner);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// How the call ended, if it has; otherwise its task is woken when it does.
+    pub(crate) fn poll_end(&self, cx: &Context<'_>) -> Option<CallEnd> {
+        let mut inner = lock(&self.inner);
+        if inner.end.is_none() {
+            keep(&mut inner.task, cx.waker());
+        }
+        inner.end
+    }
+
+    pub(crate) fn has_ended(&self) -> Option<CallEnd> {
+        lock(&self.inner).end
+    }
+
+    fn poll_watch(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut inner = lock(&self.inner);
+        if inner.end.is_some() {
+            return Poll::Ready(());
+        }
+        if !inner.watchers.iter().any(|known| known.will_wake(cx.waker())) {
+            inner.watchers.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Takes credit for an item that is about to be sent, before it is: the reader may give it back as soon as
+    /// the item is there to be read. Without credit nothing is taken, and the waker is kept.
+    pub(crate) fn take_credit(&self, bytes: usize, waker: Option<&Waker>) -> Result<bool, CallEnd> {
+        let mut inner = lock(&self.inner);
+        if let Some(end) = inner.end {
+            return Err(end);
+        }
+        let taken = inner.send.take(bytes as u32);
+        if !taken && let Some(waker) = waker {
+            keep(&mut inner.writer, waker);
+        }
+        Ok(taken)
+    }
+
+    /// The item was not sent after all.
+    pub(crate) fn refund(&self, bytes: usize) {
+        let returned = lock(&self.inner).send.grant(Credit { items: 1, bytes: bytes as u32 });
+        debug_assert!(returned.is_ok(), "it was taken before");
+    }
+
+    /// The caller gives credit back.
+    pub(crate) fn grant(&self, credit: Credit) -> Result<(), CreditError> {
+        let mut inner = lock(&self.inner);
+        inner.send.grant(credit)?;
+        let writer = inner.writer.take();
+        drop(inner);
+        if let Some(waker) = writer {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// An item has come from the caller, its last word if `last`.
+    pub(crate) fn arrive(&self, item: Option<Payload>, last: bool) -> Result<(), ItemFault> {
+        let mut inner = lock(&self.inner);
+        if inner.no_more_items {
+            return Err(ItemFault::AfterEnd);
+        }
+        if let Some(item) = item {
+            inner.receive.receive(item.len() as u32).map_err(|_| ItemFault::NoCredit)?;
+            if inner.end.is_none() {
+                inner.items.push_back(item);
+            }
+        }
+        inner.no_more_items = last;
+        let reader = inner.reader.take();
+        drop(inner);
+        if let Some(waker) = reader {
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn take_item(&self, waker: &Waker) -> Taken {
+        let mut inner = lock(&self.inner);
+        if let Some(end) = inner.end {
+            return Taken::Ended(end);
+        }
+        let Some(item) = inner.items.pop_front() else {
+            if inner.no_more_items {
+                return Taken::End;
+            }
+            keep(&mut inner.reader, waker);
+            return Taken::Nothing;
+        };
+        inner.receive.take(item.len() as u32);
+        let credit = inner.receive.is_due().then(|| inner.receive.give_back());
+        Taken::Item(item, credit)
+    }
+}
+
+/// Tells a handler that its call is over: the caller gave it up, its deadline has passed, or its connection
+/// has ended. An async handler is dropped at its next await then; this is for what it started elsewhere, as
+/// on a thread for blocking work.
+#[derive(Clone)]
+pub struct Cancellation(
+    /// `None` for a request that came over no connection: it is never cancelled.
+    pub(crate) Option<Arc<CallState>>,
+);
+
+impl Cancellation {
+    /// Whether the call is over.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.end().is_some()
+    }
+
+    fn end(&self) -> Option<CallEnd> {
+        self.0.as_ref()?.has_ended()
+    }
+
+    /// Waits until the call is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped and called again at any time.
+    pub async fn cancelled(&self) {
+        match &self.0 {
+            Some(state) => poll_fn(|cx| state.poll_watch(cx)).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl fmt::Debug for Cancellation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Cancellation").field(&self.end()).finish()
+    }
+}

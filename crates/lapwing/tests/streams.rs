@@ -1,0 +1,565 @@
+//! Typed methods of every shape, through both clients and both transports: items, credit, half-close,
+//! cancellation, deadlines, and what a call carries beside its request.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use lapwing::{
+    Call, CallError, CallOptions, ClientOptions, ClientStream, Code, Duplex, IpcClient, IpcServer,
+    Json, Metadata, OneWay, Postcard, ServerLimits, ServerStream, Sink, Source, Status,
+    TraceContext, Transport, Unary, WhenFull, blocking,
+};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+struct Range {
+    from: u64,
+    to: u64,
+    /// Answer with this error after the last item.
+    fail: bool,
+}
+
+const LENGTH: Unary<String, usize> = Unary::new(0x0500, "test.length");
+const COUNT: ServerStream<Range, u64> = ServerStream::new(0x0501, "test.count");
+const SUM: ClientStream<u64, u64, Json> = ClientStream::new(0x0502, "test.sum");
+const DOUBLE: Duplex<u64, u64> = Duplex::new(0x0503, "test.double");
+const NOTE: OneWay<String> = OneWay::new(0x0504, "test.note");
+const FOREVER: ServerStream<u64, Vec<u8>> = ServerStream::new(0x0505, "test.forever");
+const NAP: Unary<u64, ()> = Unary::new(0x0506, "test.nap");
+const CARRIED: Unary<(), Carried> = Unary::new(0x0507, "test.carried");
+const FIRST: ClientStream<u64, u64> = ClientStream::new(0x0508, "test.first");
+
+#[derive(PartialEq, Serialize, Deserialize, Debug)]
+struct Carried {
+    tenant: Option<Vec<u8>>,
+    trace: Option<[u8; 16]>,
+    left_ms: Option<u64>,
+}
+
+/// What the handlers saw.
+#[derive(Default)]
+struct Seen {
+    notes: AtomicUsize,
+    /// Handlers that run, counted down when they are dropped, too.
+    running: AtomicUsize,
+    items: AtomicUsize,
+}
+
+struct Running(Arc<Seen>);
+
+impl Running {
+    fn new(seen: &Arc<Seen>) -> Running {
+        seen.running.fetch_add(1, Ordering::SeqCst);
+        Running(Arc::clone(seen))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+struct Fixture {
+    server: IpcServer,
+    seen: Arc<Seen>,
+    path: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+async fn count(_: Call, range: Range, mut items: Sink<u64, Postcard>) -> Result<(), Status> {
+    for number in range.from..range.to {
+        items.send(&number).await?;
+    }
+    if range.fail { Err(Status::data_loss("no more")) } else { Ok(()) }
+}
+
+async fn sum(_: Call, mut items: Source<u64, Json>) -> Result<u64, Status> {
+    let mut sum = 0;
+    while let Some(number) = items.next().await? {
+        sum += number;
+    }
+    Ok(sum)
+}
+
+async fn double(
+    _: Call,
+    mut numbers: Source<u64, Postcard>,
+    mut doubles: Sink<u64, Postcard>,
+) -> Result<(), Status> {
+    while let Some(number) = numbers.next().await? {
+        doubles.send(&(number * 2)).await?;
+    }
+    Ok(())
+}
+
+fn serve(limits: ServerLimits) -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.sock");
+    let seen = Arc::new(Seen::default());
+    let (noted, forever, napping) = (Arc::clone(&seen), Arc::clone(&seen), Arc::clone(&seen));
+    let server = IpcServer::builder()
+        .bind(&path)
+        .unwrap()
+        .limits(limits)
+        .route(LENGTH, |_: Call, text: String| async move { Ok(text.len()) })
+        .route(COUNT, count)
+        .route(SUM, sum)
+        .route(DOUBLE, double)
+        .route(NOTE, move |_: Call, _: String| {
+            noted.notes.fetch_add(1, Ordering::SeqCst);
+            async { Ok(()) }
+        })
+        .route(FOREVER, move |_: Call, bytes: u64, mut items: Sink<Vec<u8>, Postcard>| {
+            let running = Running::new(&forever);
+            async move {
+                let item = vec![7; bytes as usize];
+                loop {
+                    items.send(&item).await?;
+                    running.0.items.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        })
+        .route(NAP, move |_: Call, ms: u64| {
+            let running = Running::new(&napping);
+            async move {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                drop(running);
+                Ok(())
+            }
+        })
+        .route(CARRIED, |call: Call, (): ()| async move {
+            let left = call.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            Ok(Carried {
+                tenant: call.metadata.get("tenant").map(<[u8]>::to_vec),
+                trace: call.trace.map(|trace| trace.trace_id),
+                left_ms: left.map(|left| left.as_millis() as u64),
+            })
+        })
+        .route(FIRST, |_: Call, mut items: Source<u64, Postcard>| async move {
+            items.next().await?.ok_or_else(|| Status::invalid_argument("there was no item"))
+        })
+        .serve()
+        .unwrap();
+    Fixture { server, seen, path, _folder: folder }
+}
+
+fn options(transport: Transport) -> ClientOptions {
+    ClientOptions { transport, ..ClientOptions::default() }
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+const BOTH: [Transport; 2] = [Transport::SharedMemory, Transport::Socket];
+
+const WHOLE: Range = Range { from: 0, to: 5000, fail: false };
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn methods_of_every_shape_work_through_the_async_client() {
+    let fixture = serve(ServerLimits::default());
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        assert_eq!(client.call(LENGTH, &"lapwing".to_owned()).await.unwrap(), 7);
+
+        let mut numbers = client.stream(COUNT, &WHOLE).await.unwrap();
+        let mut expected = 0;
+        while let Some(number) = numbers.next().await {
+            assert_eq!(number.unwrap(), expected);
+            expected += 1;
+        }
+        assert_eq!(expected, 5000);
+        assert!(numbers.next().await.is_none(), "the end stays the end");
+
+        let mut upload = client.upload(SUM, &CallOptions::default()).await.unwrap();
+        for number in 0..1000 {
+            upload.send(&number).await.unwrap();
+        }
+        assert_eq!(upload.finish().await.unwrap(), 499_500);
+
+        let (mut sender, mut doubles) =
+            client.duplex(DOUBLE, &CallOptions::default()).await.unwrap();
+        let sending = tokio::spawn(async move {
+            for number in 0..1000 {
+                sender.send(&number).await.unwrap();
+            }
+            sender.finish().await.unwrap();
+        });
+        for number in 0..1000 {
+            assert_eq!(doubles.next().await.unwrap().unwrap(), number * 2);
+        }
+        assert!(doubles.next().await.is_none());
+        sending.await.unwrap();
+        client.disconnect().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn methods_of_every_shape_work_through_the_blocking_client() {
+    let fixture = serve(ServerLimits::default());
+    let path = fixture.path.clone();
+    let work = move || {
+        for transport in BOTH {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            let none = CallOptions::default();
+            assert_eq!(client.call(LENGTH, &"lapwing".to_owned()).unwrap(), 7);
+
+            let numbers = client.stream(COUNT, &WHOLE, &none).unwrap();
+            let numbers: Vec<u64> = numbers.map(Result::unwrap).collect();
+            assert!(numbers.into_iter().eq(0..5000));
+
+            let mut upload = client.upload(SUM, &none).unwrap();
+            for number in 0..1000 {
+                upload.send(&number).unwrap();
+            }
+            assert_eq!(upload.finish().unwrap(), 499_500);
+
+            let (mut sender, doubles) = client.duplex(DOUBLE, &none).unwrap();
+            let sending = std::thread::spawn(move || {
+                for number in 0..1000 {
+                    sender.send(&number).unwrap();
+                }
+                sender.finish().unwrap();
+            });
+            let doubles: Vec<u64> = doubles.map(Result::unwrap).collect();
+            assert!(doubles.into_iter().eq((0..1000).map(|number| number * 2)));
+            sending.join().unwrap();
+            client.disconnect();
+        }
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+}
+
+#[tokio::test]
+async fn stream_may_end_with_an_error_after_its_items() {
+    let fixture = serve(ServerLimits::default());
+    let client = IpcClient::connect(&fixture.path).await.unwrap();
+    let mut numbers = client.stream(COUNT, &Range { from: 0, to: 3, fail: true }).await.unwrap();
+    for expected in 0..3 {
+        assert_eq!(numbers.next().await.unwrap().unwrap(), expected);
+    }
+    let error = numbers.next().await.unwrap().unwrap_err();
+    assert!(matches!(&error, CallError::Status(status) if status.code == Code::DataLoss));
+    assert!(numbers.next().await.is_none());
+}
+
+#[tokio::test]
+async fn reader_that_never_reads_stops_its_own_stream_and_nobody_else() {
+    let fixture = serve(ServerLimits::default());
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        let before = fixture.seen.items.load(Ordering::SeqCst);
+        let unread = client.stream(FOREVER, &1000).await.unwrap();
+        for _ in 0..200 {
+            assert_eq!(client.call(LENGTH, &"x".to_owned()).await.unwrap(), 1);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let sent = fixture.seen.items.load(Ordering::SeqCst) - before;
+        assert_eq!(sent, 64, "the window of a stream, in items");
+        drop(unread);
+        client.disconnect().await;
+    }
+}
+
+#[tokio::test]
+async fn window_in_bytes_stops_a_stream_of_long_items() {
+    let fixture = serve(ServerLimits::default());
+    let client = IpcClient::connect(&fixture.path).await.unwrap();
+    let unread = client.stream(FOREVER, &60_000).await.unwrap();
+    eventually("five items go", || fixture.seen.items.load(Ordering::SeqCst) >= 5).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // 256 KiB hold four of them and a part of the fifth.
+    assert_eq!(fixture.seen.items.load(Ordering::SeqCst), 5);
+    drop(unread);
+}
+
+#[tokio::test]
+async fn dropped_streams_and_calls_are_cancelled_at_the_server() {
+    let fixture = serve(ServerLimits::default());
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        let cancelled = fixture.server.stats().cancelled;
+        let running = || fixture.seen.running.load(Ordering::SeqCst);
+        let mut stream = client.stream(FOREVER, &10).await.unwrap();
+        assert!(stream.next().await.is_some());
+        assert_eq!(running(), 1);
+        // Its handler waits for credit, which nobody will give.
+        drop(stream);
+        eventually("the stream's handler is dropped", || running() == 0).await;
+
+        let call = client.call(NAP, &60_000);
+        assert!(tokio::time::timeout(Duration::from_millis(20), call).await.is_err());
+        eventually("the call's handler is dropped", || running() == 0).await;
+
+        // Their places among the calls in flight are free again.
+        client.disconnect().await;
+        eventually("both are counted", || fixture.server.stats().cancelled >= cancelled + 2).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dropped_blocking_streams_and_calls_are_cancelled_at_the_server() {
+    let fixture = serve(ServerLimits::default());
+    let path = fixture.path.clone();
+    let work = move || {
+        for transport in BOTH {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            let mut stream = client.stream(FOREVER, &10, &CallOptions::default()).unwrap();
+            assert_eq!(stream.next().unwrap().unwrap(), [7; 10]);
+            drop(stream);
+            drop(client.submit(NAP.kind(), &[0xFF, 0xFF, 3]).unwrap());
+            let begun = Instant::now();
+            client.disconnect();
+            assert!(begun.elapsed() < Duration::from_secs(5), "nothing is left to wait for");
+        }
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+    let seen = &fixture.seen;
+    eventually("all handlers are dropped", || seen.running.load(Ordering::SeqCst) == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deadlines_end_calls_on_both_sides() {
+    let fixture = serve(ServerLimits::default());
+    let short = CallOptions::default().timeout(Duration::from_millis(30));
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        let error = client.call_with(NAP, &60_000, &short).await.unwrap_err();
+        assert!(is_late(&error), "{error:?}");
+        let mut stream = client.stream_with(FOREVER, &10, &short).await.unwrap();
+        let error = loop {
+            match stream.next().await.unwrap() {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(is_late(&error), "{error:?}");
+        assert!(stream.next().await.is_none());
+
+        let path = fixture.path.clone();
+        let short = short.clone();
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            let error = client.call_with(NAP, &60_000, &short).unwrap_err();
+            assert!(is_late(&error), "{error:?}");
+            let stream = client.stream(FOREVER, &10, &short).unwrap();
+            let error = stream.last().unwrap().unwrap_err();
+            assert!(is_late(&error), "{error:?}");
+            client.disconnect();
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
+        let seen = &fixture.seen;
+        eventually("all handlers are dropped", || seen.running.load(Ordering::SeqCst) == 0).await;
+    }
+}
+
+/// Whichever side noticed first.
+fn is_late(error: &CallError) -> bool {
+    match error {
+        CallError::DeadlineExceeded => true,
+        CallError::Status(status) => status.code == Code::DeadlineExceeded,
+        _ => false,
+    }
+}
+
+#[tokio::test]
+async fn call_whose_time_is_over_is_not_sent() {
+    let fixture = serve(ServerLimits::default());
+    let client = IpcClient::connect(&fixture.path).await.unwrap();
+    let over = CallOptions::default().timeout(Duration::ZERO);
+    let error = client.call_with(NAP, &1, &over).await.unwrap_err();
+    assert!(matches!(error, CallError::DeadlineExceeded), "{error:?}");
+    client.disconnect().await;
+    eventually("the connection's counts are in", || fixture.server.stats().closed == 1).await;
+    assert_eq!(fixture.server.stats().received, 1, "the Goodbye");
+}
+
+#[tokio::test]
+async fn calls_carry_metadata_trace_and_the_time_that_is_left() {
+    let fixture = serve(ServerLimits::default());
+    let client = IpcClient::connect(&fixture.path).await.unwrap();
+    let nothing = Carried { tenant: None, trace: None, left_ms: None };
+    assert_eq!(client.call(CARRIED, &()).await.unwrap(), nothing);
+    let options = CallOptions::default()
+        .timeout(Duration::from_secs(60))
+        .metadata(Metadata::from([("tenant", "blue")]))
+        .trace(TraceContext { trace_id: [3; 16], parent_id: [4; 8], flags: 1 });
+    let carried = client.call_with(CARRIED, &(), &options).await.unwrap();
+    assert_eq!(carried.tenant.as_deref(), Some(&b"blue"[..]));
+    assert_eq!(carried.trace, Some([3; 16]));
+    let left = carried.left_ms.unwrap();
+    assert!((1..60_000).contains(&left), "{left} ms");
+
+    let much = CallOptions::default().metadata(Metadata::from([("key", vec![0; 9000])]));
+    let error = client.call_with(CARRIED, &(), &much).await.unwrap_err();
+    assert!(error.to_string().contains("8192 are allowed"), "{error}");
+    assert_eq!(client.call(CARRIED, &()).await.unwrap(), nothing, "the connection goes on");
+}
+
+#[tokio::test]
+async fn handler_s_own_calls_inherit_the_time_that_is_left_and_the_trace() {
+    let inner = serve(ServerLimits::default());
+    let inner_client = IpcClient::connect(&inner.path).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outer.sock");
+    let through = inner_client.clone();
+    let _outer = IpcServer::builder()
+        .bind(&path)
+        .unwrap()
+        .route(CARRIED, move |_: Call, (): ()| {
+            let client = through.clone();
+            async move {
+                // Past its first await it runs in a task of its own.
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                client.call(CARRIED, &()).await.map_err(|error| Status::internal(error.to_string()))
+            }
+        })
+        .serve()
+        .unwrap();
+    let client = IpcClient::connect(&path).await.unwrap();
+    let options = CallOptions::default().timeout(Duration::from_secs(60)).trace(TraceContext {
+        trace_id: [9; 16],
+        parent_id: [1; 8],
+        flags: 0,
+    });
+    let carried = client.call_with(CARRIED, &(), &options).await.unwrap();
+    assert_eq!(carried.trace, Some([9; 16]));
+    assert!((1..60_000).contains(&carried.left_ms.unwrap()));
+    let carried = client.call(CARRIED, &()).await.unwrap();
+    assert_eq!(carried, Carried { tenant: None, trace: None, left_ms: None });
+}
+
+#[tokio::test]
+async fn server_that_answers_early_ends_the_upload_and_its_answer_stays() {
+    let fixture = serve(ServerLimits::default());
+    let client = IpcClient::connect(&fixture.path).await.unwrap();
+    let mut upload = client.upload(FIRST, &CallOptions::default()).await.unwrap();
+    let ended = loop {
+        match upload.send(&42).await {
+            Ok(()) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(ended, CallError::StreamEnded), "{ended:?}");
+    assert_eq!(upload.finish().await.unwrap(), 42);
+    assert_eq!(client.call(LENGTH, &"on".to_owned()).await.unwrap(), 2);
+
+    let empty = client.upload(FIRST, &CallOptions::default()).await.unwrap();
+    let error = empty.finish().await.unwrap_err();
+    assert!(matches!(&error, CallError::Status(status) if status.code == Code::InvalidArgument));
+}
+
+#[tokio::test]
+async fn full_connection_is_visible_and_chosen() {
+    let limits = ServerLimits { calls_in_flight: 2, ..ServerLimits::default() };
+    let fixture = serve(limits);
+    let client = IpcClient::connect(&fixture.path).await.unwrap();
+    let naps: Vec<_> = (0..2)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.call(NAP, &300).await })
+        })
+        .collect();
+    eventually("both run", || fixture.seen.running.load(Ordering::SeqCst) == 2).await;
+    let error = client.try_call(LENGTH, &"x".to_owned()).await.unwrap_err();
+    assert!(matches!(error, CallError::Full), "{error:?}");
+    // One that waits its turn.
+    assert_eq!(client.call(LENGTH, &"xy".to_owned()).await.unwrap(), 2);
+    for nap in naps {
+        nap.await.unwrap().unwrap();
+    }
+    assert_eq!(client.try_call(LENGTH, &"x".to_owned()).await.unwrap(), 1);
+}
+
+/// The server's one thread is kept busy, so that nobody reads while the ring fills.
+#[test]
+fn one_way_messages_wait_fail_or_are_dropped_and_counted() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let fixture = runtime.block_on(async { serve(ServerLimits::default()) });
+    let connecting = {
+        let path = fixture.path.clone();
+        std::thread::spawn(move || blocking::IpcClient::connect(path).unwrap())
+    };
+    let client = runtime.block_on(async {
+        while !connecting.is_finished() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        connecting.join().unwrap()
+    });
+    // The runtime stands still from here on.
+    let note = "n".repeat(1000);
+    let mut sent = 0;
+    while client.send_when(NOTE, &note, WhenFull::Fail).is_ok() {
+        sent += 1;
+    }
+    assert!(sent > 0);
+    let error = client.send_when(NOTE, &note, WhenFull::Fail).unwrap_err();
+    assert!(matches!(error, CallError::Full), "{error:?}");
+    for dropped in 0..5 {
+        assert_eq!(client.stats().dropped, dropped);
+        client.send_when(NOTE, &note, WhenFull::DropAndCount).unwrap();
+    }
+    let waiting = {
+        let client = client.clone();
+        std::thread::spawn(move || client.send(NOTE, &note))
+    };
+    runtime.block_on(async {
+        let seen = &fixture.seen;
+        eventually("what was sent arrives", || seen.notes.load(Ordering::SeqCst) == sent + 1).await;
+    });
+    waiting.join().unwrap().unwrap();
+    assert_eq!(client.stats().dropped, 5);
+}
+
+#[tokio::test]
+async fn requests_that_cannot_be_read_are_answered_with_the_field() {
+    let fixture = serve(ServerLimits::default());
+    let client = IpcClient::connect(&fixture.path).await.unwrap();
+    let error = client.call_raw(LENGTH.kind(), &[5, b'x']).await.unwrap_err();
+    let CallError::Status(status) = &error else { panic!("{error:?}") };
+    assert_eq!(status.code, Code::InvalidArgument);
+    assert!(status.message.starts_with("the request cannot be read"), "{status}");
+    // The same method, believed to answer with text.
+    const WRONG: Unary<String, String> = Unary::new(0x0500, "test.length");
+    let error = client.call(WRONG, &"abc".to_owned()).await.unwrap_err();
+    assert!(error.to_string().starts_with("the reply of test.length: "), "{error}");
+}
+
+#[tokio::test]
+async fn describe_tells_every_method_s_shape() {
+    let fixture = serve(ServerLimits::default());
+    let client = IpcClient::connect(&fixture.path).await.unwrap();
+    let methods = client.describe().await.unwrap();
+    let shape = |kind| methods.iter().find(|method| method.kind == kind).unwrap().shape;
+    use lapwing::methods::Shape;
+    assert_eq!(shape(LENGTH.kind()), Shape::Unary);
+    assert_eq!(shape(NOTE.kind()), Shape::OneWay);
+    assert_eq!(shape(COUNT.kind()), Shape::ServerStream);
+    assert_eq!(shape(SUM.kind()), Shape::ClientStream);
+    assert_eq!(shape(DOUBLE.kind()), Shape::Duplex);
+}
+
+#[tokio::test]
+async fn server_s_end_ends_its_streams_with_the_reason() {
+    let limits = ServerLimits { drain: Duration::from_millis(50), ..ServerLimits::default() };
+    let fixture = serve(limits);
+    let client = IpcClient::connect(&fixture.path).await.unwrap();
+    let mut stream = client.stream(FOREVER, &10).await.unwrap();
+    assert!(stream.next().await.unwrap().is_ok());
+    assert!(!fixture.server.shutdown().await, "the stream does not end by itself");
+    let error = loop {
+        match stream.next().await.unwrap() {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, CallError::Disconnected { .. }), "{error:?}");
+    assert_eq!(fixture.seen.running.load(Ordering::SeqCst), 0);
+}
