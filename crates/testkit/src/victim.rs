@@ -283,7 +283,7 @@ fn stats(server: &IpcServer) -> String {
     let stats = server.stats();
     format!(
         "connections={} accepted={} refused={} closed={} vanished={} misbehaved={} received={} \
-         sent={} errors={} panics={} dropped={}",
+         sent={} errors={} panics={} dropped={} cancelled={} late={}",
         server.connections(),
         stats.accepted,
         stats.refused,
@@ -295,5 +295,7 @@ fn stats(server: &IpcServer) -> String {
         stats.errors,
         stats.panics,
         stats.dropped,
+        stats.cancelled,
+        stats.late,
     )
 }

@@ -46,6 +46,7 @@ impl IpcClient {
     {
         let (kind, payload) = written(method, request, "request")?;
         let travel = options.travel();
+        let travel = travel.as_ref();
         let reply = self.call_out(Outgoing { kind, payload: &payload, travel })?;
         read::<R, C>(method.name(), "reply", reply)
     }
@@ -154,8 +155,8 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<OpenCall, CallError> {
         let travel = options.travel();
-        let deadline = travel.and_then(|travel| travel.deadline);
-        let out = Outgoing { kind, payload, travel };
+        let deadline = travel.as_ref().and_then(|travel| travel.deadline);
+        let out = Outgoing { kind, payload, travel: travel.as_ref() };
         let call = self.start(deadline, |core| core.start(out, brings))?;
         Ok(OpenCall { client: IpcClient { shared: Arc::clone(&self.shared) }, call, deadline })
     }

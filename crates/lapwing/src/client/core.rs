@@ -132,7 +132,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) kind: Kind,
     pub(crate) payload: &'a [u8],
     /// What its extension block carries, if it has one.
-    pub(crate) travel: Option<Travel<'a>>,
+    pub(crate) travel: Option<&'a Travel<'a>>,
 }
 
 /// What goes with a call beside its payload.
@@ -299,7 +299,7 @@ impl Core {
         outbox: &mut Outbox,
         mut header: Header,
         payload: &[u8],
-        travel: Travel<'_>,
+        travel: &Travel<'_>,
         room: Room,
     ) -> Result<(), StartError> {
         // What is left now: it may have waited for room.

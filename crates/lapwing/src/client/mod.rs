@@ -297,10 +297,14 @@ impl IpcClient {
 
     /// Calls with what the task's own call passes on, if it serves one.
     async fn call_kind(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
-        match Ambient::here() {
-            None => self.call_now(Outgoing { kind, payload, travel: None }, false).await,
-            Some(_) => self.call_kind_with(kind, payload, &CallOptions::default()).await,
+        if Ambient::is_here() {
+            return Box::pin(self.call_inheriting(kind, payload)).await;
         }
+        self.call_now(Outgoing { kind, payload, travel: None }, false).await
+    }
+
+    async fn call_inheriting(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
+        self.call_kind_with(kind, payload, &CallOptions::default()).await
     }
 
     async fn call_kind_with(
@@ -310,16 +314,17 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Payload, CallError> {
         let travel = options.travel();
-        let deadline = travel.and_then(|travel| travel.deadline);
-        let work = self.call_now(Outgoing { kind, payload, travel }, false);
+        let deadline = travel.as_ref().and_then(|travel| travel.deadline);
+        let work = self.call_now(Outgoing { kind, payload, travel: travel.as_ref() }, false);
         within(deadline, work).await
     }
 
     async fn call_if_room(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
         let options = CallOptions::default();
         let travel = options.travel();
-        let deadline = travel.and_then(|travel| travel.deadline);
-        within(deadline, self.call_now(Outgoing { kind, payload, travel }, true)).await
+        let deadline = travel.as_ref().and_then(|travel| travel.deadline);
+        let out = Outgoing { kind, payload, travel: travel.as_ref() };
+        within(deadline, self.call_now(out, true)).await
     }
 
     async fn call_now(

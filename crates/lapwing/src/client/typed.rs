@@ -246,9 +246,10 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<OpenCall, CallError> {
         let travel = options.travel();
-        let deadline = travel.and_then(|travel| travel.deadline);
+        let deadline = travel.as_ref().and_then(|travel| travel.deadline);
         let core = &self.shared.core;
-        let start = |_: &mut Context<'_>| core.start(Outgoing { kind, payload, travel }, brings);
+        let out = Outgoing { kind, payload, travel: travel.as_ref() };
+        let start = |_: &mut Context<'_>| core.start(out, brings);
         let started = super::within(deadline, self.poll_start(start)).await?;
         self.sent();
         Ok(OpenCall { shared: Arc::clone(&self.shared), call: started, deadline })

@@ -1,0 +1,424 @@
+//! What a peer gets that breaks the rules of streams, credit and cancellation, in a client's place and in a
+//! server's, on both transports; others are served meanwhile and nothing leaks.
+
+use std::time::Duration;
+
+use lapwing::error::WireError;
+use lapwing::{
+    Builder, Call, CallError, CallOptions, ClientOptions, ClientStream, Code, Duplex, EndReason,
+    Payload, Raw, ServerStream, Sink, Source, Status, Transport, blocking,
+};
+use lapwing_proto::{Credit, Flags, Goodbye, Kind};
+use lapwing_testkit::frame::RawFrame;
+use lapwing_testkit::methods::ECHO;
+use lapwing_testkit::{Heard, RawPeer, RawServer, Victim, test_name};
+
+const BOTH: [Transport; 2] = [Transport::SharedMemory, Transport::Socket];
+
+const FILL: ServerStream<Vec<u8>, Vec<u8>, Raw> = ServerStream::new(0x0600, "fill");
+const COUNT: ClientStream<Payload, Vec<u8>, Raw> = ClientStream::new(0x0601, "count");
+const MIRROR: Duplex<Payload, Payload, Raw> = Duplex::new(0x0602, "mirror");
+const IDLE: ClientStream<Payload, Vec<u8>, Raw> = ClientStream::new(0x0603, "idle");
+
+fn with_streams(builder: Builder) -> Builder {
+    builder
+        .route(FILL, |_: Call, item: Vec<u8>, mut items: Sink<Vec<u8>, Raw>| async move {
+            loop {
+                items.send(&item).await?;
+            }
+        })
+        .route(COUNT, |_: Call, mut items: Source<Payload, Raw>| async move {
+            let mut count = 0_u64;
+            while items.next().await?.is_some() {
+                count += 1;
+            }
+            Ok(count.to_le_bytes().to_vec())
+        })
+        .route(
+            MIRROR,
+            |_: Call, mut items: Source<Payload, Raw>, mut out: Sink<Payload, Raw>| async move {
+                while let Some(item) = items.next().await? {
+                    out.send(&item).await?;
+                }
+                Ok(())
+            },
+        )
+        .route(IDLE, |_: Call, items: Source<Payload, Raw>| async move {
+            // Reads nothing, and keeps the stream open.
+            let _items = items;
+            std::future::pending::<Result<Vec<u8>, Status>>().await
+        })
+}
+
+fn credit(id: u64, items: u32, bytes: u32) -> RawFrame {
+    raw_credit(id, &Credit { items, bytes }.encode())
+}
+
+fn raw_credit(id: u64, payload: &[u8]) -> RawFrame {
+    RawFrame::of(Flags::NONE, Kind::CREDIT.number(), id, payload)
+}
+
+fn item(kind: u16, id: u64, payload: &[u8]) -> RawFrame {
+    RawFrame::of(Flags::STREAM, kind, id, payload)
+}
+
+fn last(kind: u16, id: u64) -> RawFrame {
+    RawFrame::of(Flags::NONE, kind, id, b"")
+}
+
+fn open(peer: &mut RawPeer, kind: u16, id: u64) {
+    peer.send_frame(&RawFrame::of(Flags::REQUEST | Flags::STREAM, kind, id, b""));
+}
+
+/// The error of the Goodbye that comes after items and requests that were on the way.
+fn hear_goodbye(peer: &mut RawPeer) -> u16 {
+    loop {
+        let (header, payload) = peer.hear_frame();
+        if header.kind == Kind::GOODBYE {
+            return Goodbye::decode(&payload).unwrap().error;
+        }
+        let expected = header.flags.contains(Flags::STREAM) || header.kind == Kind::PING;
+        assert!(expected, "{header:?}");
+    }
+}
+
+/// What a peer does to an open connection, and what it is told.
+type Case = (&'static str, fn(&mut RawPeer), WireError);
+
+#[test]
+fn peer_that_breaks_the_rules_of_streams_is_cut_by_number() {
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    let cases: &[Case] = &[
+        (
+            "credit beyond the window",
+            |p| {
+                p.send_frame(&RawFrame::request(FILL.kind(), 2, b"x"));
+                p.send_frame(&credit(2, 65, 0));
+            },
+            WireError::BadCredit,
+        ),
+        (
+            "credit granted twice",
+            |p| {
+                open(p, MIRROR.kind(), 2);
+                p.send_frame(&item(MIRROR.kind(), 2, b"x"));
+                p.hear_frame();
+                p.send_frame(&credit(2, 1, 1));
+                p.send_frame(&credit(2, 1, 1));
+            },
+            WireError::BadCredit,
+        ),
+        (
+            "credit that overflows",
+            |p| {
+                p.send_frame(&RawFrame::request(FILL.kind(), 2, b"x"));
+                p.send_frame(&credit(2, u32::MAX, u32::MAX));
+            },
+            WireError::BadCredit,
+        ),
+        (
+            "credit of nothing",
+            |p| {
+                p.send_frame(&RawFrame::request(FILL.kind(), 2, b"x"));
+                p.send_frame(&raw_credit(2, &[0; 8]));
+            },
+            WireError::BadCredit,
+        ),
+        ("credit of seven bytes", |p| p.send_frame(&raw_credit(2, &[1; 7])), WireError::BadCredit),
+        (
+            "credit for a stream the other way",
+            |p| {
+                open(p, IDLE.kind(), 2);
+                p.send_frame(&credit(2, 1, 1));
+            },
+            WireError::BadCredit,
+        ),
+        (
+            "an item past the window",
+            |p| {
+                open(p, IDLE.kind(), 2);
+                for _ in 0..65 {
+                    p.send_frame(&item(IDLE.kind(), 2, b"x"));
+                }
+            },
+            WireError::BadCredit,
+        ),
+        (
+            "an item past the window in bytes",
+            |p| {
+                open(p, IDLE.kind(), 2);
+                for id in 100..132 {
+                    p.send_frame(&item(IDLE.kind(), 2, &[0; 8192]));
+                    // Answered when the item has been read: the ring holds fewer than the window.
+                    p.call(ECHO, id, b"");
+                }
+                p.send_frame(&item(IDLE.kind(), 2, b"x"));
+            },
+            WireError::BadCredit,
+        ),
+        (
+            "an item after the last",
+            |p| {
+                open(p, IDLE.kind(), 2);
+                p.send_frame(&last(IDLE.kind(), 2));
+                p.send_frame(&item(IDLE.kind(), 2, b"x"));
+            },
+            WireError::UnexpectedMessage,
+        ),
+        (
+            "two last words",
+            |p| {
+                open(p, IDLE.kind(), 2);
+                p.send_frame(&last(IDLE.kind(), 2));
+                p.send_frame(&last(IDLE.kind(), 2));
+            },
+            WireError::UnexpectedMessage,
+        ),
+        (
+            "an item of another kind",
+            |p| {
+                open(p, IDLE.kind(), 2);
+                p.send_frame(&item(COUNT.kind(), 2, b"x"));
+            },
+            WireError::BadKind,
+        ),
+        (
+            "an item to a call that takes none",
+            |p| {
+                p.send_frame(&RawFrame::request(FILL.kind(), 2, b"x"));
+                p.send_frame(&item(FILL.kind(), 2, b"x"));
+            },
+            WireError::BadKind,
+        ),
+        (
+            "an item with an error's flag",
+            |p| {
+                open(p, IDLE.kind(), 2);
+                let flags = Flags::STREAM | Flags::ERROR;
+                p.send_frame(&RawFrame::of(flags, IDLE.kind(), 2, b"x"));
+            },
+            WireError::BadFlags,
+        ),
+        (
+            "a last word with an item",
+            |p| {
+                open(p, IDLE.kind(), 2);
+                p.send_frame(&RawFrame::of(Flags::NONE, IDLE.kind(), 2, b"x"));
+            },
+            WireError::BadFlags,
+        ),
+        (
+            "a Cancel with a payload",
+            |p| p.send_frame(&RawFrame::of(Flags::NONE, Kind::CANCEL.number(), 2, b"x")),
+            WireError::BadMessage,
+        ),
+        (
+            "a stream with the id of a running one",
+            |p| {
+                open(p, IDLE.kind(), 2);
+                open(p, IDLE.kind(), 2);
+            },
+            WireError::BadId,
+        ),
+    ];
+    let misbehaved = victim.stat("misbehaved");
+    for transport in BOTH {
+        for (what, misbehave, expected) in cases {
+            let mut peer = RawPeer::greet(victim.path(), transport);
+            assert_eq!(peer.call(ECHO, 1, b"well so far").1, b"well so far");
+            misbehave(&mut peer);
+            let told = hear_goodbye(&mut peer);
+            assert_eq!(told, expected.number(), "{transport:?}, {what}");
+        }
+        victim.assert_serves_others();
+    }
+    victim.await_stat("misbehaved", misbehaved + 2 * cases.len() as u64);
+    victim.assert_unharmed();
+}
+
+#[test]
+fn frames_of_calls_that_are_over_or_never_were_are_counted_and_change_nothing() {
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    for transport in BOTH {
+        let mut peer = RawPeer::greet(victim.path(), transport);
+        open(&mut peer, COUNT.kind(), 2);
+        peer.send_frame(&item(COUNT.kind(), 2, b"one"));
+        peer.send_frame(&last(COUNT.kind(), 2));
+        let (header, reply) = peer.hear_frame();
+        assert_eq!((header.flags, &*reply), (Flags::RESPONSE, &1_u64.to_le_bytes()[..]));
+        for id in [2, 77] {
+            peer.send_frame(&item(COUNT.kind(), id, b"late"));
+            peer.send_frame(&credit(id, 1, 1));
+            peer.send_frame(&RawFrame::of(Flags::NONE, Kind::CANCEL.number(), id, b""));
+        }
+        assert_eq!(peer.call(ECHO, 3, b"goes on").1, b"goes on");
+    }
+    victim.await_stat("late", 12);
+    assert_eq!(victim.stat("misbehaved"), 0);
+    victim.assert_unharmed();
+}
+
+#[test]
+fn stream_to_a_method_that_takes_one_request_is_refused_and_the_connection_goes_on() {
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    for transport in BOTH {
+        let mut peer = RawPeer::greet(victim.path(), transport);
+        open(&mut peer, FILL.kind(), 2);
+        let (header, reply) = peer.hear_frame();
+        assert!(header.flags.contains(Flags::ERROR));
+        assert_eq!(Status::decode(&reply).unwrap().code, Code::InvalidArgument);
+        // A stream cannot be one-way: dropped and counted.
+        peer.send_frame(&RawFrame::one_way(FILL.kind(), b"x"));
+        assert_eq!(peer.call(ECHO, 3, b"goes on").1, b"goes on");
+    }
+    victim.await_stat("dropped", 2);
+    victim.assert_unharmed();
+}
+
+#[test]
+fn peer_that_never_gives_credit_has_its_window_and_no_more() {
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    for transport in BOTH {
+        let mut peer = RawPeer::greet(victim.path(), transport);
+        peer.send_frame(&RawFrame::request(FILL.kind(), 2, b"x"));
+        for _ in 0..64 {
+            let (header, payload) = peer.hear_frame();
+            assert_eq!(header.flags, Flags::RESPONSE | Flags::STREAM);
+            assert_eq!(payload, b"x");
+        }
+        assert_eq!(peer.hear_within(Duration::from_millis(50)), Heard::Nothing);
+        peer.send_frame(&credit(2, 1, 1));
+        assert_eq!(peer.hear_frame().1, b"x");
+        assert_eq!(peer.hear_within(Duration::from_millis(50)), Heard::Nothing);
+        // Cancelled while its handler waits for credit.
+        peer.send_frame(&RawFrame::of(Flags::NONE, Kind::CANCEL.number(), 2, b""));
+        let (header, reply) = peer.hear_frame();
+        assert_eq!(header.flags, Flags::RESPONSE | Flags::ERROR);
+        assert_eq!(Status::decode(&reply).unwrap().code, Code::Cancelled);
+        assert_eq!(peer.call(ECHO, 3, b"goes on").1, b"goes on");
+    }
+    victim.await_stat("cancelled", 2);
+    victim.assert_unharmed();
+}
+
+#[test]
+fn deadline_of_nothing_is_answered_and_the_call_never_begins() {
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    for transport in BOTH {
+        let mut peer = RawPeer::greet(victim.path(), transport);
+        // Block of 11 bytes: entry 1, 8 bytes of zero.
+        let mut payload = vec![11, 0, 1, 8, 0];
+        payload.extend_from_slice(&[0; 8]);
+        payload.extend_from_slice(b"never seen");
+        for kind in [ECHO, FILL.kind()] {
+            let flags = Flags::REQUEST | Flags::EXTENDED;
+            peer.send_frame(&RawFrame::of(flags, kind, 2, &payload));
+            let (header, reply) = peer.hear_frame();
+            assert_eq!(header.flags, Flags::RESPONSE | Flags::ERROR);
+            assert_eq!(Status::decode(&reply).unwrap().code, Code::DeadlineExceeded);
+        }
+    }
+    victim.assert_unharmed();
+}
+
+#[test]
+fn peer_that_dies_with_streams_open_leaves_nothing_behind() {
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    for transport in BOTH {
+        let mut peer = RawPeer::greet(victim.path(), transport);
+        peer.send_frame(&RawFrame::request(FILL.kind(), 2, &[1; 4000]));
+        open(&mut peer, IDLE.kind(), 3);
+        open(&mut peer, MIRROR.kind(), 4);
+        peer.send_frame(&item(MIRROR.kind(), 4, b"x"));
+        peer.hear_frame();
+        drop(peer);
+    }
+    victim.assert_unharmed();
+}
+
+/// What a server does to a client's call of a stream, and what the client says of it.
+type Treatment = (&'static str, fn(&mut RawPeer, u64), WireError);
+
+const TREATMENTS: &[Treatment] = &[
+    (
+        "an item past the window",
+        |p, id| {
+            for _ in 0..65 {
+                p.send_frame(&RawFrame::of(Flags::RESPONSE | Flags::STREAM, FILL.kind(), id, b"x"));
+            }
+        },
+        WireError::BadCredit,
+    ),
+    (
+        "an item of another kind",
+        |p, id| {
+            p.send_frame(&RawFrame::of(Flags::RESPONSE | Flags::STREAM, 0x0777, id, b"x"));
+        },
+        WireError::BadKind,
+    ),
+    (
+        "an item of a call that never was",
+        |p, _| {
+            let flags = Flags::RESPONSE | Flags::STREAM;
+            p.send_frame(&RawFrame::of(flags, FILL.kind(), u64::MAX, b"x"));
+        },
+        WireError::UnknownCall,
+    ),
+    (
+        "an item with an error's flag",
+        |p, id| {
+            let flags = Flags::RESPONSE | Flags::STREAM | Flags::ERROR;
+            p.send_frame(&RawFrame::of(flags, FILL.kind(), id, b"x"));
+        },
+        WireError::BadFlags,
+    ),
+    ("credit beyond the window", |p, id| p.send_frame(&credit(id, 1, 1)), WireError::BadCredit),
+    (
+        "credit that cannot be read",
+        |p, id| p.send_frame(&raw_credit(id, b"x")),
+        WireError::BadCredit,
+    ),
+    (
+        "credit for a call that never was",
+        |p, _| p.send_frame(&credit(u64::MAX, 1, 1)),
+        WireError::UnknownCall,
+    ),
+    (
+        "a Cancel",
+        |p, id| p.send_frame(&RawFrame::of(Flags::NONE, Kind::CANCEL.number(), id, b"")),
+        WireError::UnexpectedMessage,
+    ),
+];
+
+#[test]
+fn client_cuts_a_server_that_breaks_the_rules_of_streams() {
+    for transport in BOTH {
+        for (what, treat, expected) in TREATMENTS {
+            let server = RawServer::start(move |greeted| {
+                let mut peer = greeted.grant();
+                let (header, _) = peer.hear_frame();
+                treat(&mut peer, header.id.get());
+                assert_eq!(hear_goodbye(&mut peer), expected.number(), "{what}");
+            });
+            let options = ClientOptions { transport, ..ClientOptions::default() };
+            let client = blocking::IpcClient::connect_with(server.path(), &options).unwrap();
+            let stream = client.stream(FILL, &b"x".to_vec(), &CallOptions::default()).unwrap();
+            // Nothing is read before it has been told, so that the window stays as it is.
+            let error = client.ping().unwrap_err();
+            assert!(is_misbehaved(&error, *expected), "{transport:?}, {what}: {error:?}");
+            let error = stream.last().unwrap().unwrap_err();
+            assert!(is_misbehaved(&error, *expected), "{transport:?}, {what}: {error:?}");
+            server.join();
+        }
+    }
+}
+
+fn is_misbehaved(error: &CallError, expected: WireError) -> bool {
+    match error {
+        CallError::Protocol(peer) => peer.error == expected,
+        CallError::Disconnected { reason: EndReason::Misbehaved(peer), .. } => {
+            peer.error == expected
+        }
+        _ => false,
+    }
+}
