@@ -52,6 +52,7 @@ mod walk;
 mod workspace;
 
 pub use error::{ErrorClass, WorkspaceError};
+use lapwing::{Json, ServerStream};
 pub use limits::*;
 pub use routes::add_routes;
 pub use types::{
@@ -62,6 +63,14 @@ pub use workspace::Workspace;
 
 /// Number and name of the method that lists a directory: [`ListRequest`] to [`ListReply`].
 pub const FS_LIST: (u16, &str) = (0x0300, "fs.list");
+
+/// The method that lists a directory as a stream: every [`Entry`] as it is found.
+pub const FS_LIST_STREAM: ServerStream<ListRequest, Entry, Json> =
+    ServerStream::new(0x0302, "fs.list.stream");
+
+/// The method that searches the tree as a stream: every [`Match`] as it is found.
+pub const FS_SEARCH_STREAM: ServerStream<SearchRequest, Match, Json> =
+    ServerStream::new(0x0311, "fs.search.stream");
 
 /// Number and name of the method that reads a range of a file: [`ReadRequest`] to [`ReadReply`].
 pub const FS_READ: (u16, &str) = (0x0301, "fs.read");

@@ -24,16 +24,7 @@ impl Workspace {
         request: &ListRequest,
         reply_bytes_max: usize,
     ) -> Result<ListReply, WorkspaceError> {
-        let start = WorkspacePath::parse(&request.path)?;
-        let flags = [u8::from(request.recursive), u8::from(request.hidden)];
-        let fingerprint = Fingerprint::of(&[start.text().as_bytes(), &flags]);
-        let from = match &request.cursor {
-            None => None,
-            Some(cursor) => Some(cursor::decode(Method::List, fingerprint, cursor)?),
-        };
-        let options =
-            WalkOptions { recursive: request.recursive, hidden: request.hidden, inclusive: false };
-        let mut walk = Walk::begin(self, &start, from.as_ref(), options, &|| false)?;
+        let (mut walk, fingerprint) = self.begin_list(request, &|| false)?;
         let limit = request.limit.map_or(u32::MAX, std::num::NonZeroU32::get);
         let mut page = Page::begin(envelope_bytes(), reply_bytes_max, limit);
         let mut reply = ListReply { entries: Vec::new(), next: None, skipped_directories: 0 };
@@ -56,6 +47,47 @@ impl Workspace {
             return Err(WorkspaceError::ReplyTooSmall { reply_bytes_max });
         }
         Ok(reply)
+    }
+
+    /// Lists as [`list`](Self::list) and gives every entry to `give` as it is found: `limit` does not count, and
+    /// `cursor` says where to begin. When `give` returns false the listing ends as cancelled.
+    ///
+    /// `stop` is asked before each name; once it returns true the call ends with
+    /// [`WorkspaceError::Cancelled`].
+    ///
+    /// # Errors
+    ///
+    /// As [`list`](Self::list).
+    pub fn list_each(
+        &self,
+        request: &ListRequest,
+        give: &mut dyn FnMut(Entry) -> bool,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(), WorkspaceError> {
+        let mut walk = self.begin_list(request, stop)?.0;
+        while let Some(found) = walk.next_entry()? {
+            if !give(self.describe(&found)) {
+                return Err(WorkspaceError::Cancelled);
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_list<'a>(
+        &'a self,
+        request: &ListRequest,
+        stop: &'a dyn Fn() -> bool,
+    ) -> Result<(Walk<'a>, Fingerprint), WorkspaceError> {
+        let start = WorkspacePath::parse(&request.path)?;
+        let flags = [u8::from(request.recursive), u8::from(request.hidden)];
+        let fingerprint = Fingerprint::of(&[start.text().as_bytes(), &flags]);
+        let from = match &request.cursor {
+            None => None,
+            Some(cursor) => Some(cursor::decode(Method::List, fingerprint, cursor)?),
+        };
+        let options =
+            WalkOptions { recursive: request.recursive, hidden: request.hidden, inclusive: false };
+        Ok((Walk::begin(self, &start, from.as_ref(), options, stop)?, fingerprint))
     }
 
     fn describe(&self, found: &WalkEntry) -> Entry {

@@ -19,6 +19,11 @@ impl Page {
         Self { used_bytes: envelope_bytes, max_bytes, items: 0, items_max }
     }
 
+    /// A page that everything fits.
+    pub(crate) fn unbounded() -> Self {
+        Self::begin(0, usize::MAX, u32::MAX)
+    }
+
     /// Takes room for an item if the reply still fits with it, its comma, and a cursor behind it.
     #[must_use]
     pub(crate) fn admit(&mut self, item_bytes: usize, cursor_bytes: usize) -> bool {
@@ -27,8 +32,10 @@ impl Page {
         if !fits || self.items == self.items_max {
             return false;
         }
-        self.used_bytes = used_bytes;
-        self.items += 1;
+        if self.max_bytes != usize::MAX {
+            self.used_bytes = used_bytes;
+            self.items += 1;
+        }
         true
     }
 

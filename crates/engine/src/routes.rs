@@ -6,20 +6,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 
-use lapwing::{Builder, Code, Request, Status};
+use lapwing::{Builder, Call, Code, Json, Request, Sink, Status};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
 use crate::error::{ErrorClass, WorkspaceError};
 use crate::workspace::Workspace;
-use crate::{FS_LIST, FS_READ, FS_SEARCH};
+use crate::{FS_LIST, FS_LIST_STREAM, FS_READ, FS_SEARCH, FS_SEARCH_STREAM};
 
 /// How many calls may block at a time, for each core of the machine; others wait their turn.
 const BLOCKING_PER_CORE: usize = 2;
 
-/// Adds `fs.list`, `fs.read` and `fs.search` over this workspace to a server.
+/// Adds `fs.list`, `fs.read` and `fs.search` over this workspace to a server, and `fs.list.stream` and
+/// `fs.search.stream`, which answer item by item instead of page by page.
 ///
 /// A request is the JSON of [`ListRequest`](crate::ListRequest), [`ReadRequest`](crate::ReadRequest) or
 /// [`SearchRequest`](crate::SearchRequest), and nothing at all stands for `{}`; a reply is the JSON of
@@ -53,7 +54,8 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
     let cores = available_parallelism().map_or(1, NonZero::get);
     let slots = Arc::new(Semaphore::new(cores * BLOCKING_PER_CORE));
     let rooms = Rooms { workspace, slots };
-    let (list, read, search) = (rooms.clone(), rooms.clone(), rooms);
+    let (list, read, search) = (rooms.clone(), rooms.clone(), rooms.clone());
+    let (list_stream, search_stream) = (rooms.clone(), rooms);
     builder
         .route_raw(FS_LIST.0, FS_LIST.1, move |request: Request| {
             list.clone().answer(request, |workspace, asked, max, _| workspace.list(asked, max))
@@ -63,6 +65,12 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
         })
         .route_raw(FS_SEARCH.0, FS_SEARCH.1, move |request: Request| {
             search.clone().answer(request, Workspace::search)
+        })
+        .route(FS_LIST_STREAM, move |_: Call, asked, entries| {
+            list_stream.clone().stream(asked, entries, Workspace::list_each)
+        })
+        .route(FS_SEARCH_STREAM, move |_: Call, asked, matches| {
+            search_stream.clone().stream(asked, matches, Workspace::search_each)
         })
 }
 
@@ -79,7 +87,49 @@ struct Rooms {
 /// stop.
 type Work<Q, R> = fn(&Workspace, &Q, usize, &dyn Fn() -> bool) -> Result<R, WorkspaceError>;
 
+/// The work of one method with a stream: what is asked, who takes the items (false: nobody any more), and
+/// whether to stop.
+type StreamWork<Q, T> =
+    fn(&Workspace, &Q, &mut dyn FnMut(T) -> bool, &dyn Fn() -> bool) -> Result<(), WorkspaceError>;
+
+/// Items that may lie between the thread that finds them and the stream that sends them.
+const ITEMS_AHEAD: usize = 64;
+
 impl Rooms {
+    async fn stream<Q, T>(
+        self,
+        asked: Q,
+        mut items: Sink<T, Json>,
+        work: StreamWork<Q, T>,
+    ) -> Result<(), Status>
+    where
+        Q: Send + 'static,
+        T: Serialize + Send + 'static,
+    {
+        let (guard, stopped) = StopGuard::pair();
+        let permit = self.slots.acquire_owned().await;
+        let permit = permit.map_err(|_| Status::unavailable("the workspace is closing"))?;
+        let workspace = self.workspace;
+        let (found, mut finds) = mpsc::channel(ITEMS_AHEAD);
+        let blocking = spawn_blocking(move || {
+            let _permit = permit;
+            // A reader that is behind holds the thread here; one that is gone ends the work.
+            let mut give = |item| found.blocking_send(item).is_ok();
+            work(&workspace, &asked, &mut give, &|| stopped.load(Ordering::Relaxed))
+        });
+        while let Some(item) = finds.recv().await {
+            items.send(&item).await?;
+        }
+        let ended = blocking.await;
+        drop(guard);
+        match ended {
+            Ok(ended) => Ok(ended?),
+            // The server catches it here as it would catch any handler's.
+            Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
+            Err(_) => Err(Status::unavailable("the server is stopping")),
+        }
+    }
+
     async fn answer<Q, R>(self, request: Request, work: Work<Q, R>) -> Result<Vec<u8>, Status>
     where
         Q: DeserializeOwned + Send + 'static,

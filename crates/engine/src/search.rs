@@ -15,7 +15,7 @@ use crate::page::{Page, json_bytes};
 use crate::path::{WorkspacePath, reply_path};
 use crate::pattern;
 use crate::sink::PageSink;
-use crate::types::{EntryKind, SearchReply, SearchRequest};
+use crate::types::{EntryKind, Match, SearchReply, SearchRequest};
 use crate::walk::{Walk, WalkOptions};
 use crate::workspace::Workspace;
 
@@ -40,33 +40,56 @@ impl Workspace {
         reply_bytes_max: usize,
         stop: &dyn Fn() -> bool,
     ) -> Result<SearchReply, WorkspaceError> {
-        let start = WorkspacePath::parse(&request.path)?;
-        let matcher = pattern::compile(request)?;
-        let fingerprint = fingerprint(request, &start);
-        let from = match &request.cursor {
-            None => None,
-            Some(cursor) => Some(cursor::decode(Method::Search, fingerprint, cursor)?),
-        };
         let matches_max = request.max_matches.get().min(MATCHES_MAX);
-        let mut search = Search {
+        let page = Page::begin(envelope_bytes(), reply_bytes_max, matches_max);
+        let mut matches = Vec::new();
+        let mut keep = |found| {
+            matches.push(found);
+            true
+        };
+        let search = self.begin_search(request, page, stop, &mut keep)?.run(request)?;
+        let mut reply = search.finish(reply_bytes_max)?;
+        reply.matches = matches;
+        Ok(reply)
+    }
+
+    /// Searches as [`search`](Self::search) and gives every match to `give` as it is found, without a bound on
+    /// their number: `max_matches` does not count, and `cursor` says where to begin. When `give` returns
+    /// false the search ends as cancelled.
+    ///
+    /// # Errors
+    ///
+    /// As [`search`](Self::search).
+    pub fn search_each(
+        &self,
+        request: &SearchRequest,
+        give: &mut dyn FnMut(Match) -> bool,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(), WorkspaceError> {
+        self.begin_search(request, Page::unbounded(), stop, give)?.run(request).map(drop)
+    }
+
+    fn begin_search<'a>(
+        &'a self,
+        request: &SearchRequest,
+        page: Page,
+        stop: &'a dyn Fn() -> bool,
+        give: &'a mut dyn FnMut(Match) -> bool,
+    ) -> Result<Search<'a>, WorkspaceError> {
+        let start = WorkspacePath::parse(&request.path)?;
+        let fingerprint = fingerprint(request, &start);
+        Ok(Search {
             workspace: self,
-            matcher,
+            matcher: pattern::compile(request)?,
             searcher: searcher(),
             stop,
+            give,
+            start,
             fingerprint,
-            reply_bytes_max,
-            page: Page::begin(envelope_bytes(), reply_bytes_max, matches_max),
+            page,
             reply: empty_reply(),
             last_cursor: String::new(),
-        };
-        match self.kind(start.as_path(), start.text())? {
-            EntryKind::Directory => search.tree(&start, from.as_ref(), request.hidden)?,
-            _ => {
-                let behind_line = from.as_ref().map_or(0, |position| position.line_number);
-                search.file(start.as_path(), behind_line, Named::ByRequest)?;
-            }
-        }
-        search.finish()
+        })
     }
 }
 
@@ -76,8 +99,10 @@ struct Search<'a> {
     matcher: RegexMatcher,
     searcher: Searcher,
     stop: &'a dyn Fn() -> bool,
+    /// Takes a match; false when nobody wants more.
+    give: &'a mut dyn FnMut(Match) -> bool,
+    start: WorkspacePath,
     fingerprint: Fingerprint,
-    reply_bytes_max: usize,
     page: Page,
     reply: SearchReply,
     /// Behind the last match of the page.
@@ -94,6 +119,22 @@ enum Named {
 }
 
 impl Search<'_> {
+    fn run(mut self, request: &SearchRequest) -> Result<Self, WorkspaceError> {
+        let from = match &request.cursor {
+            None => None,
+            Some(cursor) => Some(cursor::decode(Method::Search, self.fingerprint, cursor)?),
+        };
+        let start = self.start.clone();
+        match self.workspace.kind(start.as_path(), start.text())? {
+            EntryKind::Directory => self.tree(&start, from.as_ref(), request.hidden)?,
+            _ => {
+                let behind_line = from.as_ref().map_or(0, |position| position.line_number);
+                self.file(start.as_path(), behind_line, Named::ByRequest)?;
+            }
+        }
+        Ok(self)
+    }
+
     fn tree(
         &mut self,
         start: &WorkspacePath,
@@ -142,14 +183,15 @@ impl Search<'_> {
             path_lossy,
             behind_line,
             page: &mut self.page,
-            matches: &mut self.reply.matches,
+            give: &mut *self.give,
             last_cursor: &mut self.last_cursor,
             is_full: false,
             is_binary: false,
+            is_unwanted: false,
         };
         let searched = self.searcher.search_reader(&self.matcher, reader, &mut sink);
         let (is_full, is_binary) = (sink.is_full, sink.is_binary);
-        if stopped.get() {
+        if stopped.get() || sink.is_unwanted {
             return Err(WorkspaceError::Cancelled);
         }
         if is_full {
@@ -162,8 +204,7 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<SearchReply, WorkspaceError> {
-        let reply_bytes_max = self.reply_bytes_max;
+    fn finish(mut self, reply_bytes_max: usize) -> Result<SearchReply, WorkspaceError> {
         if self.reply.truncated {
             if self.page.is_empty() {
                 return Err(WorkspaceError::ReplyTooSmall { reply_bytes_max });

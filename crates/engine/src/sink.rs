@@ -22,10 +22,12 @@ pub(crate) struct PageSink<'a> {
     pub(crate) path_lossy: bool,
     pub(crate) behind_line: u64,
     pub(crate) page: &'a mut Page,
-    pub(crate) matches: &'a mut Vec<Match>,
+    pub(crate) give: &'a mut dyn FnMut(Match) -> bool,
     pub(crate) last_cursor: &'a mut String,
     pub(crate) is_full: bool,
     pub(crate) is_binary: bool,
+    /// Nobody wants the matches any more.
+    pub(crate) is_unwanted: bool,
 }
 
 impl PageSink<'_> {
@@ -63,9 +65,9 @@ impl Sink for PageSink<'_> {
         loop {
             let item = self.describe(line, line_number, text_bytes_max);
             if self.page.admit(json_bytes(&item), cursor.len()) {
-                self.matches.push(item);
                 *self.last_cursor = cursor;
-                return Ok(true);
+                self.is_unwanted = !(self.give)(item);
+                return Ok(!self.is_unwanted);
             }
             // Alone on a page, a match gives up its text rather than not be found.
             if !self.page.is_empty() || text_bytes_max == 0 {

@@ -2,11 +2,14 @@
 
 mod common;
 
+use std::path::Path;
+use std::time::{Duration, Instant};
+
 use common::Tree;
 use lapwing::{CallError, Code, IpcClient, IpcServer};
 use lapwing_engine::{
-    FS_LIST, FS_READ, FS_SEARCH, ListReply, ListRequest, ReadReply, SearchReply, SearchRequest,
-    add_routes,
+    FS_LIST, FS_LIST_STREAM, FS_READ, FS_SEARCH, FS_SEARCH_STREAM, ListReply, ListRequest,
+    ReadReply, SearchReply, SearchRequest, add_routes,
 };
 use serde_json::{Value, json};
 
@@ -60,12 +63,14 @@ async fn methods_answer_through_a_server_as_they_do_directly() {
 }
 
 #[tokio::test]
-async fn describe_names_the_three_methods() {
+async fn describe_names_the_methods() {
     let served = Served::of(&[]).await;
     let mut methods: Vec<_> = served.client.describe().await.unwrap();
     methods.sort_by_key(|method| method.kind);
     let named: Vec<_> = methods.iter().map(|method| (method.kind, method.name.as_str())).collect();
-    assert_eq!(named, [FS_LIST, FS_READ, FS_SEARCH]);
+    let list_stream = (FS_LIST_STREAM.kind(), FS_LIST_STREAM.name());
+    let search_stream = (FS_SEARCH_STREAM.kind(), FS_SEARCH_STREAM.name());
+    assert_eq!(named, [FS_LIST, FS_READ, list_stream, FS_SEARCH, search_stream]);
 }
 
 #[tokio::test]
@@ -152,4 +157,68 @@ async fn many_calls_at_once_are_all_answered() {
         assert_eq!(reply.matches.len(), 1);
     }
     assert!(served.server.shutdown().await);
+}
+
+#[tokio::test]
+async fn streams_bring_what_the_pages_bring() {
+    let files: Vec<(String, Vec<u8>)> = (0..300)
+        .map(|n| (format!("d{}/f{n}.txt", n % 7), format!("a{n}\nneedle {n}\n").into_bytes()))
+        .collect();
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(p, c)| (p.as_str(), &c[..])).collect();
+    let served = Served::of(&files).await;
+
+    let mut listed = Vec::new();
+    let mut entries = served.client.stream(FS_LIST_STREAM, &ListRequest::default()).await.unwrap();
+    while let Some(entry) = entries.next().await {
+        listed.push(entry.unwrap());
+    }
+    assert_eq!(listed, served.tree.list(&ListRequest::default()).unwrap().entries);
+
+    let request = SearchRequest::pattern("needle");
+    let mut found = Vec::new();
+    let mut matches = served.client.stream(FS_SEARCH_STREAM, &request).await.unwrap();
+    while let Some(item) = matches.next().await {
+        found.push(item.unwrap());
+    }
+    assert_eq!(found.len(), 300);
+    let whole = SearchRequest { max_matches: 1000.try_into().unwrap(), ..request };
+    assert_eq!(found, served.tree.search(&whole).unwrap().matches);
+
+    let bad = SearchRequest::pattern("(");
+    let mut matches = served.client.stream(FS_SEARCH_STREAM, &bad).await.unwrap();
+    let error = matches.next().await.unwrap().unwrap_err();
+    assert!(matches!(&error, CallError::Status(status) if status.code == Code::InvalidArgument));
+    assert!(matches.next().await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dropped_search_stops_its_work_at_once() {
+    // One file that takes seconds to search, and in which nothing is found after the first line.
+    let mut long = b"needle\n".to_vec();
+    while long.len() < 64 << 20 {
+        long.extend_from_slice(b"the quick brown fox jumps over the lazy dog 0123456789\n");
+    }
+    let files: Vec<(String, &[u8])> = (0..2).map(|n| (format!("long{n}.txt"), &long[..])).collect();
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(p, c)| (p.as_str(), *c)).collect();
+    let served = Served::of(&files).await;
+    let request = SearchRequest::pattern("needle|(a|b|c|d|e)+xyz");
+    for _ in 0..3 {
+        let mut matches = served.client.stream(FS_SEARCH_STREAM, &request).await.unwrap();
+        assert_eq!(matches.next().await.unwrap().unwrap().line_number, 1);
+        assert!(holds_open(served.tree.path()), "the search is at work");
+        let begun = Instant::now();
+        drop(matches);
+        while holds_open(served.tree.path()) {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the search goes on");
+            tokio::time::sleep(Duration::from_micros(100)).await;
+        }
+        eprintln!("the search stopped {:?} after its stream was dropped", begun.elapsed());
+    }
+}
+
+/// Whether this process has a file of the tree open, as a search does that is at work on it.
+fn holds_open(tree: &Path) -> bool {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    open.filter_map(|fd| std::fs::read_link(fd.path()).ok())
+        .any(|target| target.starts_with(tree) && target.extension().is_some())
 }
