@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use anyhow::bail;
 use lapwing::blocking::IpcClient;
 use lapwing::methods::{Method, Shape};
+use lapwing::{CallError, CallOptions, Payload, Raw, ServerStream};
 
 use crate::args::Endpoint;
 use crate::exit::{CallFailed, InputError};
@@ -18,10 +19,11 @@ use crate::{json, output};
   lapwing call fs.list '{\"path\": \"src\", \"recursive\": false}'
   lapwing call fs.read '{\"path\": \"README.md\"}' | jq -r .content
   lapwing call fs.search @query.json
+  lapwing call fs.search.stream '{\"pattern\": \"TODO\"}' | head
   echo '{\"pattern\": \"TODO\"}' | lapwing call 0x0310 -
 
 A reply that is JSON is indented on a terminal and one line elsewhere; other replies are printed as
-they are. When the server answers with an error, the exit code is 5.")]
+they are. A method that answers with a stream prints each item on a line as it comes. When the server answers with an error, the exit code is 5.")]
 pub(crate) struct Args {
     /// A name that `lapwing describe` lists, or a number such as 0x0310.
     #[arg(value_name = "METHOD")]
@@ -46,22 +48,56 @@ const REQUEST_BYTES_MAX: u64 = 1 << 30;
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let request = args.request()?;
     let client = IpcClient::connect(args.endpoint.path()?)?;
-    let (kind, one_way) = match number(&args.method) {
-        Some(kind) => (kind, args.one_way),
+    let (kind, shape) = match number(&args.method) {
+        Some(kind) if args.one_way => (kind, Shape::OneWay),
+        // A server that does not describe itself may still have it.
+        Some(kind) => {
+            (kind, described(&client, |method| method.kind == kind)?.unwrap_or(Shape::Unary))
+        }
         None => {
             let method = find(&client, &args.method)?;
-            (method.kind, args.one_way || method.shape == Shape::OneWay)
+            (method.kind, if args.one_way { Shape::OneWay } else { method.shape })
         }
     };
     let failed = |source| CallFailed { method: args.method.clone(), source };
-    if one_way {
+    if shape == Shape::ServerStream {
+        if kind < 0x0100 {
+            return Err(failed(CallError::BadKind(kind)).into());
+        }
+        let method = ServerStream::<Vec<u8>, Payload, Raw>::new(kind, "");
+        let items = client.stream(method, &request, &CallOptions::default()).map_err(failed)?;
+        for item in items {
+            print(&item.map_err(failed)?, Layout::Line)?;
+        }
+        client.disconnect();
+        return Ok(());
+    }
+    if shape == Shape::OneWay {
         client.send_oneway(kind, &request).map_err(failed)?;
         client.disconnect();
         return Ok(());
     }
     let reply = client.call_raw(kind, &request).map_err(failed)?;
     client.disconnect();
-    print(&reply)
+    print(&reply, Layout::Indented)
+}
+
+/// How JSON is printed on a terminal. Elsewhere it is one line.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    Indented,
+    Line,
+}
+
+fn described(
+    client: &IpcClient,
+    wanted: impl Fn(&Method) -> bool,
+) -> Result<Option<Shape>, CallError> {
+    match client.describe() {
+        Ok(methods) => Ok(methods.into_iter().find(wanted).map(|method| method.shape)),
+        Err(CallError::Status(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 impl Args {
@@ -117,18 +153,24 @@ fn find(client: &IpcClient, name: &str) -> anyhow::Result<Method> {
         bail!(InputError(format!("the server has no method '{name}'; {known}")));
     };
     let method = methods.swap_remove(at);
-    if !matches!(method.shape, Shape::Unary | Shape::OneWay) {
-        bail!(InputError(format!("'{name}' is a stream, which this command cannot call")));
+    if matches!(method.shape, Shape::ClientStream | Shape::Duplex) {
+        let message =
+            format!("'{name}' takes a stream of requests, which this command cannot send");
+        bail!(InputError(message));
     }
     Ok(method)
 }
 
-fn print(reply: &[u8]) -> anyhow::Result<()> {
+fn print(reply: &[u8], layout: Layout) -> anyhow::Result<()> {
     let text = std::str::from_utf8(reply).ok();
     let json = text.filter(|_| json::check(reply).is_ok());
     match (json, text) {
         (Some(json), _) if output::is_terminal() => {
-            output::raw(&[json::pretty(json).as_bytes(), b"\n"])?;
+            let text = match layout {
+                Layout::Indented => json::pretty(json),
+                Layout::Line => json::escaped(json),
+            };
+            output::raw(&[text.as_bytes(), b"\n"])?;
         }
         (Some(json), _) => output::raw(&[json.as_bytes(), b"\n"])?,
         (None, _) if !output::is_terminal() => output::raw(&[reply])?,

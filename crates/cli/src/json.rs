@@ -23,7 +23,7 @@ pub(crate) fn pretty(json: &str) -> String {
             '"' => {
                 printer.out.push('"');
                 while let Some(c) = rest.next() {
-                    printer.out.push(c);
+                    push_escaped(&mut printer.out, c);
                     match c {
                         '\\' => printer.out.extend(rest.next()),
                         '"' => break,
@@ -49,6 +49,25 @@ pub(crate) fn pretty(json: &str) -> String {
         }
     }
     printer.out
+}
+
+/// The same JSON on its line, fit for a terminal.
+pub(crate) fn escaped(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        push_escaped(&mut out, c);
+    }
+    out
+}
+
+/// JSON lets some control characters stand in strings as they are, and a terminal would act on them. Elsewhere
+/// it has no others than blanks.
+fn push_escaped(out: &mut String, c: char) {
+    if c.is_control() && !c.is_ascii_whitespace() {
+        out.push_str(&format!("\\u{:04x}", u32::from(c)));
+    } else {
+        out.push(c);
+    }
 }
 
 struct Printer {
@@ -78,6 +97,13 @@ impl Printer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn characters_that_steer_terminals_are_escaped() {
+        let hostile = "{\"a\":\"\u{9b}31m\u{7f}é\"}";
+        assert!(check(hostile.as_bytes()).is_ok());
+        assert_eq!(pretty(hostile), "{\n  \"a\": \"\\u009b31m\\u007fé\"\n}");
+    }
 
     #[test]
     fn pretty_text_is_what_serde_writes_in_the_order_it_was() {

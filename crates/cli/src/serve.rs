@@ -19,7 +19,7 @@ use crate::exit::InputError;
 #[command(after_help = "EXAMPLES:
   lapwing serve                               the current directory, where clients look first
   lapwing serve --root ~/project --name project
-  lapwing serve --socket /tmp/engine.sock --spin never
+  lapwing serve --socket ~/.engine.sock --spin never
 
 SIGTERM and SIGINT (Ctrl-C) let running calls finish, for at most 10 s, and then remove the socket; a
 second one ends the server at once. A socket that a killed server left behind is taken over.")]

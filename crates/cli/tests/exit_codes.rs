@@ -73,7 +73,10 @@ fn input_that_cannot_be_used_is_7() {
     let call = |args: &[&str]| place.lapwing(&[&["call"], args].concat());
     call(&["fs.list", "{\"path\""]).fails(7, "not JSON: EOF while parsing an object at line 1");
     call(&["fs.list", "@/no/such/file"]).fails(7, "cannot read /no/such/file");
-    call(&["fs.move"]).fails(7, "no method 'fs.move'; it has fs.list, fs.read, fs.search");
+    call(&["fs.move"]).fails(
+        7,
+        "no method 'fs.move'; it has fs.list, fs.list.stream, fs.read, fs.search, fs.search.stream",
+    );
     call(&["0x00FF"]).fails(7, "use 0x0100 to 0xFFFF");
     call(&["fs.list", "--raw", "{"]).fails(5, "InvalidArgument");
     let large = format!("\"{}\"", "x".repeat(100_000));

@@ -48,6 +48,20 @@ fn call_takes_its_request_from_a_file_and_from_standard_input() {
 }
 
 #[test]
+fn call_of_a_stream_prints_an_item_a_line() {
+    let place = Place::of(&[("a.txt", "a needle\n"), ("b.txt", "no\nneedles\n")]);
+    let _server = place.serve();
+    for method in ["fs.search.stream", "0x0311"] {
+        let found = place.lapwing(&["call", method, r#"{"pattern": "needle"}"#]).succeeds();
+        let lines: Vec<_> = found.lines().map(json_of).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!((&lines[0]["path"], &lines[0]["line_number"]), (&"a.txt".into(), &1.into()));
+        assert_eq!((&lines[1]["path"], &lines[1]["line_number"]), (&"b.txt".into(), &2.into()));
+    }
+    place.lapwing(&["call", "fs.search.stream", r#"{"pattern": "("}"#]).fails(5, "InvalidArgument");
+}
+
+#[test]
 fn call_one_way_prints_nothing() {
     let place = Place::of(&[]);
     let _server = place.serve();
@@ -61,13 +75,15 @@ fn describe_prints_a_table_and_json() {
     let table = place.lapwing(&["describe"]).succeeds();
     assert_eq!(
         table,
-        "KIND    NAME       SHAPE\n\
-         0x0300  fs.list    unary\n\
-         0x0301  fs.read    unary\n\
-         0x0310  fs.search  unary\n"
+        "KIND    NAME              SHAPE\n\
+         0x0300  fs.list           unary\n\
+         0x0301  fs.read           unary\n\
+         0x0302  fs.list.stream    server-stream\n\
+         0x0310  fs.search         unary\n\
+         0x0311  fs.search.stream  server-stream\n"
     );
     let methods = json_of(&place.lapwing(&["describe", "--json"]).succeeds());
-    assert_eq!(methods[2], json!({"kind": 784, "name": "fs.search", "shape": "unary"}));
+    assert_eq!(methods[3], json!({"kind": 784, "name": "fs.search", "shape": "unary"}));
 }
 
 #[test]

@@ -135,7 +135,7 @@ fn take_lock(path: &Path) -> Result<File, BindError> {
     // A holder that ends removes the file: then the lock just taken is on a file without a name, and
     // the next try makes a fresh one.
     for _ in 0..100 {
-        let file = platform::open_lock_file(&lock_path).map_err(|error| bind_error(path, error))?;
+        let file = platform::open_lock_file(&lock_path).map_err(|error| lock_error(path, error))?;
         if !platform::try_lock(&file).map_err(|error| bind_error(path, error))? {
             return Err(BindError::InUse { path: path.to_owned() });
         }
@@ -158,12 +158,26 @@ fn clear_stale(path: &Path) -> Result<(), BindError> {
         return Err(BindError::FileInTheWay { path: path.to_owned() });
     }
     // A server of another kind may listen there without knowing the lock.
-    match UnixStream::connect(path) {
+    match platform::connect(path) {
         Ok(_) => Err(BindError::InUse { path: path.to_owned() }),
+        // Somebody listens there and is behind with accepting.
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            Err(BindError::InUse { path: path.to_owned() })
+        }
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(|error| bind_error(path, error))
         }
         Err(error) => Err(bind_error(path, error)),
+    }
+}
+
+/// Why the lock beside the socket could not be opened.
+fn lock_error(path: &Path, source: io::Error) -> BindError {
+    let lock = lock_path(path);
+    // A link, a directory, or whatever else is not the file that a server makes.
+    match fs::symlink_metadata(&lock) {
+        Ok(found) if !found.file_type().is_file() => BindError::FileInTheWay { path: lock },
+        _ => bind_error(path, source),
     }
 }
 

@@ -62,7 +62,7 @@ pub enum BindError {
         path: PathBuf,
     },
     /// The directory is missing.
-    #[error("the directory {path} does not exist; make it or use another path")]
+    #[error("{path} is no directory that exists; make it or use another path")]
     NoDirectory {
         /// The directory.
         path: PathBuf,
@@ -118,7 +118,9 @@ pub enum ConnectError {
         path: PathBuf,
     },
     /// The socket's modes keep this user out.
-    #[error("no permission to connect to {path}; it belongs to another user")]
+    #[error(
+        "no permission to connect to {path}: its modes, or those of a directory on the way, keep you out; ask its owner or check the path"
+    )]
     NotPermitted {
         /// The path.
         path: PathBuf,
@@ -132,10 +134,13 @@ pub enum ConnectError {
         sentence: String,
     },
     /// The server did not answer within the handshake's time.
-    #[error("the server on the other end did not answer the handshake within {seconds} s")]
+    #[error(
+        "the server did not answer the handshake within {} s: it is busy or hangs; try again, or restart it",
+        limit.as_secs_f64()
+    )]
     HandshakeTimeout {
-        /// The limit, in seconds.
-        seconds: u64,
+        /// The limit.
+        limit: std::time::Duration,
     },
     /// The server hung up in the middle of the handshake.
     #[error("the server closed the connection during the handshake; is it shutting down?")]

@@ -77,7 +77,11 @@ impl AwaitingAck {
         control: &ControlSocket,
         message: Message,
     ) -> Result<Link, ConnectError> {
-        let ack = match message.header.kind {
+        let header = &message.header;
+        if header.flags != Flags::NONE || header.id != MessageId::CONNECTION {
+            return Err(fault(WireError::BadFlags, "HelloAck has no flags and id 0").into());
+        }
+        let ack = match header.kind {
             Kind::HELLO_ACK => HelloAck::decode(&message.payload)
                 .map_err(|_| fault(WireError::BadMessage, "its HelloAck cannot be read"))?,
             Kind::HELLO_REJECT => return Err(rejection(&message.payload)),

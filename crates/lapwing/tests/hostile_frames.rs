@@ -547,11 +547,8 @@ fn treatments() -> Vec<Treatment> {
                 f.payload = vec![0xFF; 7];
             });
         }),
-        blamed!("a request", both, UnexpectedMessage, |p, h| {
-            reply_with(p, h, |f| f.flags = Flags::REQUEST.bits());
-        }),
-        blamed!("a one-way message", both, UnexpectedMessage, |p, h| {
-            reply_with(p, h, |f| f.flags = 0);
+        blamed!("a Ping that is too long", both, FrameTooLong, |p, _| {
+            p.send_frame(&RawFrame::request(Kind::PING.number(), 9, &[0; 65]));
         }),
         blamed!("a second HelloAck", both, UnexpectedMessage, |p, _| {
             p.send_frame(&RawFrame::connection(Kind::HELLO_ACK, b""));
@@ -742,6 +739,54 @@ fn status_of_an_unknown_code_reads_as_unknown() {
         let Err(CallError::Status(status)) = client.call_raw(ECHO, b"") else { panic!() };
         assert_eq!((status.code, &*status.message), (Code::Unknown, "no"));
         drop(client);
+        server.join();
+    }
+}
+
+/// Calls its client before it answers, says that it is draining, and answers all the same.
+fn serve_and_call(greeted: lapwing_testkit::Greeted) {
+    let mut peer = greeted.grant();
+    let (call, _) = peer.hear_frame();
+    peer.send_frame(&RawFrame::request(Kind::PING.number(), 7, b"there?"));
+    let (header, payload) = peer.hear_frame();
+    assert_eq!((header.kind, header.id.get()), (Kind::PONG, 7));
+    assert_eq!((header.flags, &*payload), (Flags::RESPONSE, &b"there?"[..]));
+    for kind in [ECHO, Kind::DESCRIBE.number(), 0x0077] {
+        peer.send_frame(&RawFrame::request(kind, 8, b"x"));
+        let (header, payload) = peer.hear_frame();
+        assert_eq!((header.kind.number(), header.id.get()), (kind, 8));
+        assert_eq!(header.flags, Flags::RESPONSE | Flags::ERROR);
+        assert_eq!(Status::decode(&payload).unwrap().code, Code::Unimplemented);
+    }
+    peer.send_frame(&RawFrame::one_way(ECHO, b"nobody serves this"));
+    peer.send_frame(&RawFrame::one_way(0x0077, b""));
+    let payload = Goodbye::new(WireError::Draining, "stopping").encode();
+    peer.send_frame(&RawFrame::connection(Kind::GOODBYE, &payload));
+    peer.send_frame(&RawFrame::response(call.kind.number(), call.id.get(), b"answer"));
+    while let Heard::Frame(header, _) = peer.hear() {
+        assert_eq!(header.kind, Kind::GOODBYE);
+    }
+}
+
+#[test]
+fn server_that_calls_its_client_is_answered_and_one_that_drains_finishes_its_calls() {
+    for transport in BOTH {
+        let options = ClientOptions { transport, ..ClientOptions::default() };
+        let server = RawServer::start(serve_and_call);
+        let client = blocking::IpcClient::connect_with(server.path(), &options).unwrap();
+        assert_eq!(client.call_raw(ECHO, b"").unwrap().bytes(), b"answer");
+        assert_eq!(client.state(), ConnectionState::Draining);
+        assert_eq!(client.stats().unserved, 2);
+        drop(client);
+        server.join();
+
+        let server = RawServer::start(serve_and_call);
+        runtime().block_on(async {
+            let client = IpcClient::connect_with(server.path(), options).await.unwrap();
+            assert_eq!(client.call_raw(ECHO, b"").await.unwrap().bytes(), b"answer");
+            assert_eq!(client.state(), ConnectionState::Draining);
+            assert_eq!(client.stats().unserved, 2);
+        });
         server.join();
     }
 }

@@ -560,6 +560,26 @@ fn answers() -> Vec<Answer> {
             |e| misbehaved(e, WireError::SurplusDescriptors),
         ),
         case(
+            "a HelloAck with an id",
+            Socket,
+            |g| {
+                let mut frame = RawFrame::connection(Kind::HELLO_ACK, &g.honest_ack().encode());
+                frame.id = 9;
+                g.peer.send(&frame.bytes(Checksum::Crc32));
+            },
+            |e| misbehaved(e, WireError::BadFlags),
+        ),
+        case(
+            "a HelloAck with a flag",
+            Socket,
+            |g| {
+                let mut frame = RawFrame::connection(Kind::HELLO_ACK, &g.honest_ack().encode());
+                frame.flags = Flags::PRIORITY.bits();
+                g.peer.send(&frame.bytes(Checksum::Crc32));
+            },
+            |e| misbehaved(e, WireError::BadFlags),
+        ),
+        case(
             "an unsealed segment",
             SharedMemory,
             |g| {

@@ -383,11 +383,6 @@ const TREATMENTS: &[Treatment] = &[
         |p, _| p.send_frame(&credit(u64::MAX, 1, 1)),
         WireError::UnknownCall,
     ),
-    (
-        "a Cancel",
-        |p, id| p.send_frame(&RawFrame::of(Flags::NONE, Kind::CANCEL.number(), id, b"")),
-        WireError::UnexpectedMessage,
-    ),
 ];
 
 #[test]

@@ -86,9 +86,10 @@ impl IpcClient {
     ) -> Result<IpcClient, ConnectError> {
         let path = path.as_ref();
         endpoint::check_connect_path(path)?;
-        let deadline = Instant::now() + options.handshake;
+        // A time too long for the clock is a year.
+        let deadline = Instant::now().checked_add(options.handshake).unwrap_or_else(far_away);
         let left = || deadline.saturating_duration_since(Instant::now());
-        let late = || ConnectError::HandshakeTimeout { seconds: options.handshake.as_secs() };
+        let late = || ConnectError::HandshakeTimeout { limit: options.handshake };
         let socket = loop {
             match endpoint::try_connect(path)? {
                 Some(socket) => break socket,
@@ -461,6 +462,10 @@ impl IpcClient {
             self.shared.core.finish(broken);
         }
     }
+}
+
+fn far_away() -> Instant {
+    Instant::now() + Duration::from_secs(365 * 24 * 3600)
 }
 
 fn is_over(deadline: Option<Instant>) -> bool {

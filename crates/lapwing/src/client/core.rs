@@ -11,6 +11,7 @@
 //! again; a taker swaps `meeting` after it set `retired` and then looks who waits. The later of two swaps
 //! sees what the other did before its own, so the two never miss each other.
 
+use std::collections::VecDeque;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use lapwing_proto::{
     CallTable, Credit, Flags, Goodbye, Header, Kind, Lookup, MessageId, Status, TraceContext,
-    WireError,
+    WireError, limits,
 };
 use lapwing_shm::{Doorbell, Sleeper, Spin, Spinner};
 
@@ -59,6 +60,13 @@ pub(super) enum Call {
     Stream(Box<StreamCall>),
 }
 
+/// An answer to a request of the server's.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) header: Header,
+    pub(super) payload: Vec<u8>,
+}
+
 /// The sending half, the table of calls, and who waits for room.
 #[derive(Debug)]
 pub(crate) struct Outbox {
@@ -68,6 +76,8 @@ pub(crate) struct Outbox {
     extended: Vec<u8>,
     /// Frames that found no room; at most one of each sort for a call.
     pub(super) owed: Vec<Owed>,
+    /// Answers to the server's own requests that found no room.
+    pub(super) answers: VecDeque<Answer>,
     /// Who waits for room, in order.
     waiting: Vec<(Room, Waker)>,
     said_goodbye: bool,
@@ -172,6 +182,7 @@ impl Core {
             calls,
             extended: Vec::new(),
             owed: Vec::new(),
+            answers: VecDeque::new(),
             waiting: Vec::new(),
             said_goodbye: false,
             drained: None,
@@ -767,17 +778,50 @@ impl Core {
         if header.kind == Kind::CREDIT && header.flags.is_one_way() {
             return self.deliver_credit(header, frame);
         }
+        if matches!(header.kind, Kind::HELLO | Kind::HELLO_ACK | Kind::HELLO_REJECT) {
+            return Err(misbehaved(WireError::UnexpectedMessage, "the handshake is over"));
+        }
+        if header.flags.is_request() {
+            return self.answer_request(header, &frame[Header::BYTES..]);
+        }
         if header.kind != Kind::GOODBYE {
-            let detail = "a server sends responses, Credit and Goodbye only";
-            return Err(misbehaved(WireError::UnexpectedMessage, detail));
+            // A message that nobody here serves.
+            self.counters.unserved();
+            return Ok(());
         }
         let goodbye = Goodbye::decode(&frame[Header::BYTES..])
             .map_err(|_| misbehaved(WireError::BadMessage, "its Goodbye cannot be read"))?;
-        if goodbye.error != WireError::NoError.number() {
+        let planned = [WireError::NoError, WireError::Draining].map(WireError::number);
+        if !planned.contains(&goodbye.error) {
             let _ = self.end.set(EndReason::Accused(plain(&goodbye.sentence)));
             return Err(Broken::Ended);
         }
         self.draining.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The server calls: Ping has an answer, and no client serves any method.
+    fn answer_request(&self, header: &Header, payload: &[u8]) -> Result<(), Broken> {
+        let answer = if header.kind == Kind::PING {
+            if payload.len() > limits::PING_PAYLOAD_BYTES as usize {
+                let detail = "a Ping carries 64 bytes at most";
+                return Err(misbehaved(WireError::FrameTooLong, detail));
+            }
+            let header = call_header(Flags::RESPONSE, Kind::PONG, header.id);
+            Answer { header, payload: payload.to_vec() }
+        } else {
+            let status = Status::unimplemented("a client serves no methods");
+            let header = call_header(Flags::RESPONSE | Flags::ERROR, header.kind, header.id);
+            Answer { header, payload: status.encode() }
+        };
+        let mut outbox = self.outbox();
+        if outbox.answers.len() >= self.agreed.limits.calls_in_flight as usize {
+            return Err(misbehaved(WireError::TooManyCalls, "and reads none of the answers"));
+        }
+        outbox.answers.push_back(answer);
+        if !self.pay(&mut outbox) {
+            self.want_room();
+        }
         Ok(())
     }
 

@@ -159,7 +159,7 @@ impl IpcClient {
         let limit = options.handshake;
         match tokio::time::timeout(limit, open(path.as_ref(), &options)).await {
             Ok(opened) => opened,
-            Err(_) => Err(ConnectError::HandshakeTimeout { seconds: limit.as_secs() }),
+            Err(_) => Err(ConnectError::HandshakeTimeout { limit }),
         }
     }
 

@@ -30,6 +30,7 @@ pub(crate) struct Counters {
     errors: AtomicU64,
     late: AtomicU64,
     dropped: AtomicU64,
+    unserved: AtomicU64,
     calls: AtomicU64,
     latency: Mutex<Histogram<u64>>,
     since: Instant,
@@ -51,6 +52,7 @@ impl Counters {
             errors: AtomicU64::new(0),
             late: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
+            unserved: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             latency: Mutex::new(latency),
             since: Instant::now(),
@@ -98,6 +100,11 @@ impl Counters {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
+    #[cold]
+    pub(crate) fn unserved(&self) {
+        self.unserved.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn snapshot(&self) -> ClientStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ClientStats {
@@ -108,6 +115,7 @@ impl Counters {
             errors: read(&self.errors),
             late: read(&self.late),
             dropped: read(&self.dropped),
+            unserved: read(&self.unserved),
             elapsed: self.since.elapsed(),
             latency: lock(&self.latency).clone(),
         }
@@ -131,6 +139,8 @@ pub struct ClientStats {
     pub late: u64,
     /// One-way messages that were dropped because there was no room and they were not to wait.
     pub dropped: u64,
+    /// One-way messages of the server's, which a client does not serve.
+    pub unserved: u64,
     /// Time since the connection was made.
     pub elapsed: Duration,
     latency: Histogram<u64>,

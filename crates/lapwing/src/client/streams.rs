@@ -220,7 +220,16 @@ impl Core {
                 Owed::Credit(id) => self.give_credit(outbox, id),
             }
         }
-        outbox.owed.is_empty()
+        let Outbox { answers, sending, .. } = outbox;
+        while let Some(answer) = answers.front() {
+            // A broken connection is its driver's to find.
+            if matches!(sending.send(answer.header, &answer.payload), Err(SendError::Full)) {
+                break;
+            }
+            answers.pop_front();
+            let _ = sending.flush();
+        }
+        outbox.owed.is_empty() && outbox.answers.is_empty()
     }
 }
 

@@ -193,6 +193,7 @@ impl Connection {
                     turns += 1;
                     if turns == TURNS {
                         turns = 0;
+                        self.look_at_phase();
                         yield_to_others().await;
                     }
                     // A full turn may have left frames in a socket's buffer, which no edge tells of.
@@ -291,12 +292,21 @@ impl Connection {
                 }
             }
             _ = self.calls.join_next(), if !self.calls.is_empty() => {}
-            _ = self.phase.changed(), if !leaving => {
-                self.leaving = true;
-                self.say_goodbye();
-            }
+            _ = self.phase.changed(), if !leaving => self.leave(),
         }
         Ok(())
+    }
+
+    /// One that is never quiet learns here that the server stops.
+    fn look_at_phase(&mut self) {
+        if !self.leaving && self.phase.has_changed().unwrap_or(true) {
+            self.leave();
+        }
+    }
+
+    fn leave(&mut self) {
+        self.leaving = true;
+        self.say_goodbye();
     }
 
     fn say_goodbye(&self) {

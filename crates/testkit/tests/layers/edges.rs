@@ -33,6 +33,8 @@ const TABLE: &[Row] = &[
             "postcard",
             "rustix",
             "serde",
+            "serde_json",
+            "serde_path_to_error",
             "thiserror",
             "tokio",
             "tracing",
