@@ -6,17 +6,45 @@ use std::ops::Deref;
 
 use lapwing_proto::Header;
 
-/// Frame buffers that a thread keeps for reuse.
-const KEPT_BUFFERS: usize = 8;
+/// Frame buffers that a thread keeps for reuse: the window of a stream in items, and a few calls.
+const KEPT_BUFFERS: usize = 72;
 
 /// The largest buffer kept, in bytes; larger ones are freed.
 const KEPT_BYTES: usize = 80 * 1024;
+
+/// The most that a thread keeps in all, in bytes.
+const KEPT_BYTES_IN_ALL: usize = 8 * KEPT_BYTES;
+
+/// Buffers for reuse.
+struct Kept {
+    buffers: Vec<Vec<u8>>,
+    /// Capacities of all.
+    bytes: usize,
+}
+
+impl Kept {
+    #[inline]
+    fn take(&mut self) -> Option<Vec<u8>> {
+        let buffer = self.buffers.pop()?;
+        self.bytes -= buffer.capacity();
+        Some(buffer)
+    }
+
+    #[inline]
+    fn keep(&mut self, buffer: Vec<u8>) {
+        let bytes = self.bytes + buffer.capacity();
+        if self.buffers.len() < KEPT_BUFFERS && bytes <= KEPT_BYTES_IN_ALL {
+            self.bytes = bytes;
+            self.buffers.push(buffer);
+        }
+    }
+}
 
 thread_local! {
     /// Buffers of payloads that were dropped on this thread. A thread that receives and drops, as a
     /// client's and an inline server's do, allocates nothing; payloads that are dropped elsewhere take
     /// their buffers along.
-    static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static KEPT: RefCell<Kept> = const { RefCell::new(Kept { buffers: Vec::new(), bytes: 0 }) };
 }
 
 /// The payload of a request or a reply. Its bytes are private to this process.
@@ -51,7 +79,7 @@ impl Payload {
 
     /// An empty buffer of this thread's, for a payload to be made.
     pub(crate) fn buffer() -> Vec<u8> {
-        KEPT.try_with(|kept| kept.borrow_mut().pop()).ok().flatten().unwrap_or_default()
+        KEPT.try_with(|kept| kept.borrow_mut().take()).ok().flatten().unwrap_or_default()
     }
 
     /// Takes the payload of the frame in `frame`, which holds a header and then the payload, and
@@ -72,12 +100,7 @@ impl Drop for Payload {
         }
         bytes.clear();
         // A thread that is ending keeps nothing.
-        let _ = KEPT.try_with(|kept| {
-            let mut kept = kept.borrow_mut();
-            if kept.len() < KEPT_BUFFERS {
-                kept.push(bytes);
-            }
-        });
+        let _ = KEPT.try_with(|kept| kept.borrow_mut().keep(bytes));
     }
 }
 
@@ -165,8 +188,18 @@ mod tests {
         }
         drop(Payload::from(Vec::with_capacity(KEPT_BYTES + 1)));
         KEPT.with_borrow(|kept| {
-            assert_eq!(kept.len(), KEPT_BUFFERS);
-            assert!(kept.iter().all(|buffer| buffer.capacity() <= KEPT_BYTES));
+            assert_eq!(kept.buffers.len(), KEPT_BUFFERS);
+            assert!(kept.buffers.iter().all(|buffer| buffer.capacity() <= KEPT_BYTES));
+        });
+        while let Some(buffer) = KEPT.with_borrow_mut(Kept::take) {
+            drop(buffer);
+        }
+        for _ in 0..100 {
+            drop(Payload::from(vec![0; KEPT_BYTES]));
+        }
+        KEPT.with_borrow(|kept| {
+            assert_eq!(kept.buffers.len(), KEPT_BYTES_IN_ALL / KEPT_BYTES);
+            assert_eq!(kept.bytes, KEPT_BYTES_IN_ALL);
         });
     }
 

@@ -1,14 +1,14 @@
 //! The measuring side.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use lapwing::floor::{Bare, Floor};
-use lapwing::{IpcClient, blocking};
+use lapwing::{CallOptions, IpcClient, Payload, blocking};
 
-use super::peer::{COUNT, ECHO, TOTAL};
+use super::peer::{COUNT, ECHO, Items, STREAM, TOTAL, TYPED};
 use super::{Api, Options};
 
 /// What is sent through Lapwing.
@@ -17,7 +17,14 @@ pub(super) enum Load {
     RoundTrips,
     OneWay,
     Pipelined(u32),
+    /// Round trips of a typed method with a deadline.
+    Typed,
+    /// One stream of replies.
+    Stream,
 }
+
+/// A time that no call of a benchmark takes: what is measured is that there is one.
+const AMPLE: Duration = Duration::from_secs(60);
 
 /// One system in one round.
 #[derive(Clone, Debug)]
@@ -123,7 +130,7 @@ fn payload(options: &Options) -> Vec<u8> {
     (0..options.payload).map(|i| i as u8).collect()
 }
 
-fn number(payload: &mut [u8], n: u64) {
+pub(super) fn number(payload: &mut [u8], n: u64) {
     let bytes = n.to_le_bytes();
     let length = payload.len().min(bytes.len());
     payload[..length].copy_from_slice(&bytes[..length]);
@@ -141,6 +148,8 @@ impl Blocking<'_> {
             Load::RoundTrips => self.round_trips(),
             Load::OneWay => self.one_way(),
             Load::Pipelined(in_flight) => self.pipelined(in_flight as usize),
+            Load::Typed => self.typed(),
+            Load::Stream => self.stream(),
         }
     }
 
@@ -158,6 +167,37 @@ impl Blocking<'_> {
             timer.lap();
         }
         Ok(timer.finish())
+    }
+
+    fn typed(&self) -> anyhow::Result<Measured> {
+        let mut sent = payload(self.options);
+        let options = CallOptions::default().timeout(AMPLE);
+        let mut timer = Timer::start(self.clock_ns);
+        for n in 0..self.options.samples {
+            number(&mut sent, n);
+            let request = Payload::from(sent);
+            let reply = self.client.call_with(TYPED, &request, &options)?;
+            ensure!(reply.bytes() == request.bytes(), "a reply is wrong");
+            sent = request.into_vec();
+            timer.lap();
+        }
+        Ok(timer.finish())
+    }
+
+    fn stream(&self) -> anyhow::Result<Measured> {
+        let mut expected = payload(self.options);
+        let wanted = Items { count: self.options.samples, bytes: self.options.payload };
+        let begun = Instant::now();
+        let items = self.client.stream(STREAM, &wanted.into(), &CallOptions::default())?;
+        let mut count = 0;
+        for item in items {
+            number(&mut expected, count);
+            ensure!(item?.bytes() == expected, "an item is wrong");
+            count += 1;
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        ensure!(count == self.options.samples, "items were lost");
+        Ok(Measured { latency: None, messages: count, seconds, checksum: None })
     }
 
     fn one_way(&self) -> anyhow::Result<Measured> {
@@ -210,6 +250,8 @@ impl Async<'_> {
             Load::RoundTrips => self.round_trips().await,
             Load::OneWay => self.one_way().await,
             Load::Pipelined(in_flight) => self.pipelined(in_flight).await,
+            Load::Typed => self.typed().await,
+            Load::Stream => self.stream().await,
         }
     }
 
@@ -223,6 +265,37 @@ impl Async<'_> {
             timer.lap();
         }
         Ok(timer.finish())
+    }
+
+    async fn typed(&self) -> anyhow::Result<Measured> {
+        let mut sent = payload(self.options);
+        let options = CallOptions::default().timeout(AMPLE);
+        let mut timer = Timer::start(self.clock_ns);
+        for n in 0..self.options.samples {
+            number(&mut sent, n);
+            let request = Payload::from(sent);
+            let reply = self.client.call_with(TYPED, &request, &options).await?;
+            ensure!(reply.bytes() == request.bytes(), "a reply is wrong");
+            sent = request.into_vec();
+            timer.lap();
+        }
+        Ok(timer.finish())
+    }
+
+    async fn stream(&self) -> anyhow::Result<Measured> {
+        let mut expected = payload(self.options);
+        let wanted = Items { count: self.options.samples, bytes: self.options.payload };
+        let begun = Instant::now();
+        let mut items = self.client.stream(STREAM, &wanted.into()).await?;
+        let mut count = 0;
+        while let Some(item) = items.next().await {
+            number(&mut expected, count);
+            ensure!(item?.bytes() == expected, "an item is wrong");
+            count += 1;
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        ensure!(count == self.options.samples, "items were lost");
+        Ok(Measured { latency: None, messages: count, seconds, checksum: None })
     }
 
     async fn one_way(&self) -> anyhow::Result<Measured> {

@@ -1,4 +1,4 @@
-//! `lapwing bench`: measures round trips, one-way messages and pipelined calls between two real
+//! `lapwing bench`: measures round trips, one-way messages, pipelined calls and streams between two real
 //! processes, interleaved with what the machine itself costs.
 //!
 //! Every round measures the floor (a cache line handed to and fro between the same two pinned processes),
@@ -30,6 +30,8 @@ use crate::args::SpinPolicy;
   lapwing bench rtt --spin never --json              sleeping sides, one JSON object a line
   lapwing bench oneway --payload 64                  messages without a reply
   lapwing bench pipelined --in-flight 64             many calls in flight
+  lapwing bench typed                                typed calls with a deadline, to an async handler
+  lapwing bench stream                               items of one reply
 
 Figures are medians over rounds; ratios are to the floor taken in the same round.")]
 pub(crate) struct Args {
@@ -46,6 +48,10 @@ enum Scenario {
     Oneway(Options),
     /// Many calls in flight at once.
     Pipelined(Options),
+    /// As rtt, of a typed method with an async handler, each call with a deadline.
+    Typed(Options),
+    /// The items of one stream of replies; --samples is how many.
+    Stream(Options),
 }
 
 #[derive(clap::Args, Clone, Debug)]
@@ -143,6 +149,8 @@ impl fmt::Display for Scenario {
             Scenario::Rtt(_) => "rtt",
             Scenario::Oneway(_) => "oneway",
             Scenario::Pipelined(_) => "pipelined",
+            Scenario::Typed(_) => "typed",
+            Scenario::Stream(_) => "stream",
         })
     }
 }
@@ -150,9 +158,11 @@ impl fmt::Display for Scenario {
 impl Scenario {
     fn options(&self) -> &Options {
         match self {
-            Scenario::Rtt(options) | Scenario::Oneway(options) | Scenario::Pipelined(options) => {
-                options
-            }
+            Scenario::Rtt(options)
+            | Scenario::Oneway(options)
+            | Scenario::Pipelined(options)
+            | Scenario::Typed(options)
+            | Scenario::Stream(options) => options,
         }
     }
 
@@ -161,6 +171,8 @@ impl Scenario {
             Scenario::Rtt(_) => Load::RoundTrips,
             Scenario::Oneway(_) => Load::OneWay,
             Scenario::Pipelined(options) => Load::Pipelined(options.in_flight.max(1)),
+            Scenario::Typed(_) => Load::Typed,
+            Scenario::Stream(_) => Load::Stream,
         }
     }
 }

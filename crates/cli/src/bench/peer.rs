@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Parser;
 use lapwing::floor::Floor;
-use lapwing::{IpcServer, ServerLimits};
+use lapwing::{Call, IpcServer, Payload, Raw, ServerLimits, ServerStream, Sink, Status, Unary};
 
-use super::{ChecksumArg, Options, name};
+use super::{ChecksumArg, Options, client, name};
 use crate::args::SpinPolicy;
 
 /// Answers with its request.
@@ -26,6 +26,41 @@ pub(super) const COUNT: u16 = 0x0411;
 
 /// Answers how many messages were counted, as eight bytes.
 pub(super) const TOTAL: u16 = 0x0412;
+
+/// Answers with its request, from an async handler.
+pub(super) const TYPED: Unary<Payload, Payload, Raw> = Unary::new(0x0413, "bench.typed");
+
+/// Answers with numbered items.
+pub(super) const STREAM: ServerStream<Vec<u8>, Payload, Raw> =
+    ServerStream::new(0x0414, "bench.stream");
+
+/// What [`STREAM`] is asked for: on the wire, `u64` items and `u32` bytes of each, little-endian.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Items {
+    pub(super) count: u64,
+    pub(super) bytes: u32,
+}
+
+impl From<Items> for Vec<u8> {
+    fn from(items: Items) -> Vec<u8> {
+        [&items.count.to_le_bytes()[..], &items.bytes.to_le_bytes()].concat()
+    }
+}
+
+async fn stream(_: Call, wanted: Vec<u8>, mut items: Sink<Payload, Raw>) -> Result<(), Status> {
+    let wrong = || Status::invalid_argument("u64 items and u32 bytes of each");
+    let (count, bytes) = wanted.split_first_chunk().ok_or_else(wrong)?;
+    let count = u64::from_le_bytes(*count);
+    let bytes = u32::from_le_bytes(bytes.try_into().map_err(|_| wrong())?);
+    let mut item: Vec<u8> = (0..bytes).map(|i| i as u8).collect();
+    for n in 0..count {
+        client::number(&mut item, n);
+        let ready = Payload::from(item);
+        items.send(&ready).await?;
+        item = ready.into_vec();
+    }
+    Ok(())
+}
 
 /// How the other process of a benchmark is started. Its standard input is a socket to the first one.
 #[derive(Parser, Debug)]
@@ -152,6 +187,8 @@ fn serve(
                 reply.extend(&total.load(Ordering::Relaxed).to_le_bytes());
                 Ok(())
             })
+            .route(TYPED, |_: Call, bytes: Payload| async move { Ok(bytes) })
+            .route(STREAM, stream)
             .bind(socket)?
             .serve()?;
         std::future::pending().await

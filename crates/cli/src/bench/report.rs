@@ -110,7 +110,7 @@ impl<'a> Report<'a> {
         let of_lapwing = |value: String| lapwing.then_some(value);
         let in_flight = match self.scenario.load() {
             Load::Pipelined(in_flight) if lapwing => Some(in_flight),
-            Load::OneWay if lapwing => None,
+            Load::OneWay | Load::Stream if lapwing => None,
             _ => Some(1),
         };
         Row {

@@ -409,13 +409,15 @@ impl IpcClient {
             if let Some(answer) = done() {
                 return Some(answer);
             }
-            if deadline.is_some() && is_over(deadline) {
+            inbox.disarm();
+            if inbox.spin(LINGER) {
+                continue;
+            }
+            // Looked for up to a millisecond: a deadline is not worth a look at the clock before.
+            if is_over(deadline) {
                 return None;
             }
-            inbox.disarm();
-            let rested = if inbox.spin(LINGER) {
-                Ok(())
-            } else if inbox.spinner.policy() == Spin::Always && core.doorbell.is_some() {
+            let rested = if inbox.spinner.policy() == Spin::Always && core.doorbell.is_some() {
                 self.look_at_socket()
             } else {
                 self.sleep(inbox, deadline)
