@@ -495,6 +495,8 @@ impl Core {
                 }
                 self.cancel(&mut outbox, id, kind);
             }
+            // By the other half of a stream: its place is taken until the server has answered.
+            Lookup::Live(Call::Abandoned) => return,
             Lookup::Live(_) => {
                 self.close_call(&mut outbox, id);
             }

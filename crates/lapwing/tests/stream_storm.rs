@@ -1,0 +1,332 @@
+//! Many streams and calls at once on one connection, begun, read, left, cancelled and run out of time in random
+//! order: afterwards every place is free, no handler runs, and nobody has misbehaved.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use lapwing::{
+    Call, CallError, CallOptions, ClientOptions, ClientStream, Code, Duplex, IpcClient, IpcServer,
+    Postcard, ServerLimits, ServerStream, Sink, Source, Status, Transport, Unary, blocking,
+};
+
+const ECHO: Unary<u64, u64> = Unary::new(0x0500, "storm.echo");
+const COUNT: ServerStream<u64, u64> = ServerStream::new(0x0501, "storm.count");
+const SUM: ClientStream<u64, u64> = ClientStream::new(0x0502, "storm.sum");
+const DOUBLE: Duplex<u64, u64> = Duplex::new(0x0503, "storm.double");
+const NAP: Unary<u64, u64> = Unary::new(0x0504, "storm.nap");
+
+/// Few, so that calls wait for a place now and then.
+const CALLS_IN_FLIGHT: u32 = 12;
+
+/// A handler that counts itself among those that run.
+struct Running(Arc<AtomicUsize>);
+
+impl Running {
+    fn new(count: &Arc<AtomicUsize>) -> Running {
+        count.fetch_add(1, Ordering::SeqCst);
+        Running(Arc::clone(count))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+struct Storm {
+    server: IpcServer,
+    running: Arc<AtomicUsize>,
+    _folder: tempfile::TempDir,
+}
+
+fn serve() -> Storm {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Arc::new(AtomicUsize::new(0));
+    let [count, sum, double, nap] = std::array::from_fn(|_| Arc::clone(&running));
+    let limits = ServerLimits { calls_in_flight: CALLS_IN_FLIGHT, ..ServerLimits::default() };
+    let server = IpcServer::builder()
+        .bind(folder.path().join("s.sock"))
+        .unwrap()
+        .limits(limits)
+        .route(ECHO, |_: Call, number: u64| async move { Ok(number) })
+        .route(COUNT, move |_: Call, to: u64, mut items: Sink<u64, Postcard>| {
+            let running = Running::new(&count);
+            async move {
+                let _running = running;
+                for number in 0..to {
+                    items.send(&number).await?;
+                }
+                if to % 5 == 4 { Err(Status::aborted("every fifth")) } else { Ok(()) }
+            }
+        })
+        .route(SUM, move |_: Call, mut items: Source<u64, Postcard>| {
+            let running = Running::new(&sum);
+            async move {
+                let _running = running;
+                let mut sum = 0;
+                while let Some(number) = items.next().await? {
+                    sum += number;
+                    if sum > 5000 {
+                        // Early, with items on the way.
+                        return Ok(sum);
+                    }
+                }
+                Ok(sum)
+            }
+        })
+        .route(
+            DOUBLE,
+            move |_: Call, mut items: Source<u64, Postcard>, mut out: Sink<u64, Postcard>| {
+                let running = Running::new(&double);
+                async move {
+                    let _running = running;
+                    while let Some(number) = items.next().await? {
+                        out.send(&(2 * number)).await?;
+                    }
+                    Ok(())
+                }
+            },
+        )
+        .route(NAP, move |_: Call, us: u64| {
+            let running = Running::new(&nap);
+            async move {
+                let _running = running;
+                tokio::time::sleep(Duration::from_micros(us)).await;
+                Ok(us)
+            }
+        })
+        .serve()
+        .unwrap();
+    Storm { server, running, _folder: folder }
+}
+
+/// A small generator (Knuth's 64-bit constants): the same seed, the same storm.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+}
+
+/// Whether an error is what a storm brings.
+#[track_caller]
+fn assert_expected(error: &CallError) {
+    let expected = match error {
+        CallError::DeadlineExceeded | CallError::StreamEnded | CallError::Full => true,
+        CallError::Status(status) => {
+            matches!(status.code, Code::Aborted | Code::DeadlineExceeded)
+        }
+        _ => false,
+    };
+    assert!(expected, "{error:?}");
+}
+
+async fn one(client: &IpcClient, dice: &mut Dice) -> Result<(), CallError> {
+    let mut options = CallOptions::default();
+    if dice.roll(4) == 0 {
+        options = options.timeout(Duration::from_micros(50 + dice.roll(3000)));
+    }
+    match dice.roll(6) {
+        0 => {
+            let number = dice.roll(1000);
+            assert_eq!(client.call_with(ECHO, &number, &options).await?, number);
+        }
+        1 => {
+            let (to, leave) = (dice.roll(400), dice.roll(600));
+            let mut items = client.stream_with(COUNT, &to, &options).await?;
+            for expected in 0..leave {
+                match items.next().await.transpose()? {
+                    Some(number) => assert_eq!(number, expected),
+                    None => {
+                        assert_eq!(expected, to, "the stream is whole");
+                        break;
+                    }
+                }
+            }
+        }
+        2 => {
+            let (count, each) = (dice.roll(300), dice.roll(40));
+            let mut upload = client.upload(SUM, &options).await?;
+            let mut sum = 0;
+            for _ in 0..count {
+                match upload.send(&each).await {
+                    Ok(()) => sum += each,
+                    Err(CallError::StreamEnded) => break,
+                    Err(error) => return Err(error),
+                }
+            }
+            if dice.roll(4) > 0 {
+                let answer = upload.finish().await?;
+                assert!(answer == sum || answer > 5000, "{answer} of {sum}");
+            }
+        }
+        3 => {
+            let count = dice.roll(200);
+            let (mut sender, mut items) = client.duplex(DOUBLE, &options).await?;
+            for number in 0..count {
+                sender.send(&number).await?;
+                if dice.roll(50) > 0 {
+                    assert_eq!(items.next().await.transpose()?, Some(2 * number));
+                } else {
+                    // Leaves one unread, and all after it with it.
+                    return Ok(());
+                }
+            }
+            sender.finish().await?;
+            assert_eq!(items.next().await.transpose()?, None);
+        }
+        4 => {
+            let us = dice.roll(2000);
+            let call = client.call_with(NAP, &us, &options);
+            let patience = Duration::from_micros(dice.roll(2500));
+            // Dropped in the middle as often as not.
+            if let Ok(answer) = tokio::time::timeout(patience, call).await {
+                answer?;
+            }
+        }
+        _ => {
+            client.try_call(ECHO, &7).await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn storm_of_async_streams_leaves_nothing_behind() {
+    let storm = serve();
+    for (seed, transport) in [(1, Transport::SharedMemory), (2, Transport::Socket)] {
+        let options = ClientOptions { transport, ..ClientOptions::default() };
+        let client = IpcClient::connect_with(storm.server.path(), options).await.unwrap();
+        let tasks: Vec<_> = (0..16)
+            .map(|task| {
+                let client = client.clone();
+                tokio::spawn(async move {
+                    let mut dice = Dice(seed * 1000 + task);
+                    for _ in 0..60 {
+                        if let Err(error) = one(&client, &mut dice).await {
+                            assert_expected(&error);
+                        }
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            let finished = tokio::time::timeout(Duration::from_secs(60), task).await;
+            finished.expect("no task hangs").unwrap();
+        }
+        // Every place is free again: as many calls as there may be run at once.
+        let naps = (0..CALLS_IN_FLIGHT).map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.call(NAP, &2000).await })
+        });
+        for nap in naps.collect::<Vec<_>>() {
+            assert_eq!(nap.await.unwrap().unwrap(), 2000);
+        }
+        let begun = Instant::now();
+        client.disconnect().await;
+        assert!(begun.elapsed() < Duration::from_secs(5), "nothing is left to wait for");
+    }
+    settle(&storm).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn storm_of_blocking_streams_leaves_nothing_behind() {
+    let storm = serve();
+    for (seed, transport) in [(3, Transport::SharedMemory), (4, Transport::Socket)] {
+        let options = ClientOptions { transport, ..ClientOptions::default() };
+        let client = blocking::IpcClient::connect_with(storm.server.path(), &options).unwrap();
+        let work = move || {
+            let threads: Vec<_> = (0..16)
+                .map(|thread| {
+                    let client = client.clone();
+                    std::thread::spawn(move || {
+                        let mut dice = Dice(seed * 1000 + thread);
+                        for _ in 0..40 {
+                            if let Err(error) = one_blocking(&client, &mut dice) {
+                                assert_expected(&error);
+                            }
+                        }
+                    })
+                })
+                .collect();
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            let begun = Instant::now();
+            client.disconnect();
+            assert!(begun.elapsed() < Duration::from_secs(5), "nothing is left to wait for");
+        };
+        let working = tokio::task::spawn_blocking(work);
+        let finished = tokio::time::timeout(Duration::from_secs(60), working).await;
+        finished.expect("no thread hangs").unwrap();
+    }
+    settle(&storm).await;
+}
+
+fn one_blocking(client: &blocking::IpcClient, dice: &mut Dice) -> Result<(), CallError> {
+    let mut options = CallOptions::default();
+    if dice.roll(4) == 0 {
+        options = options.timeout(Duration::from_micros(50 + dice.roll(3000)));
+    }
+    match dice.roll(4) {
+        0 => {
+            let number = dice.roll(1000);
+            assert_eq!(client.call_with(ECHO, &number, &options)?, number);
+        }
+        1 => {
+            let (to, leave) = (dice.roll(400), dice.roll(600));
+            let mut expected = 0;
+            for item in client.stream(COUNT, &to, &options)?.take(leave as usize) {
+                assert_eq!(item?, expected);
+                expected += 1;
+            }
+            assert_eq!(expected, to.min(leave), "the stream is whole");
+        }
+        2 => {
+            let (count, each) = (dice.roll(300), dice.roll(40));
+            let mut upload = client.upload(SUM, &options)?;
+            let mut sum = 0;
+            for _ in 0..count {
+                match upload.send(&each) {
+                    Ok(()) => sum += each,
+                    Err(CallError::StreamEnded) => break,
+                    Err(error) => return Err(error),
+                }
+            }
+            if dice.roll(4) > 0 {
+                let answer = upload.finish()?;
+                assert!(answer == sum || answer > 5000, "{answer} of {sum}");
+            }
+        }
+        _ => {
+            let count = dice.roll(200);
+            let (mut sender, mut items) = client.duplex(DOUBLE, &options)?;
+            for number in 0..count {
+                sender.send(&number)?;
+                if dice.roll(50) == 0 {
+                    return Ok(());
+                }
+                assert_eq!(items.next().transpose()?, Some(2 * number));
+            }
+            sender.finish()?;
+            assert_eq!(items.next().transpose()?, None);
+        }
+    }
+    Ok(())
+}
+
+async fn settle(storm: &Storm) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while storm.running.load(Ordering::SeqCst) > 0 || storm.server.connections() > 0 {
+        assert!(Instant::now() < until, "handlers or connections are left");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let stats = storm.server.stats();
+    assert_eq!((stats.misbehaved, stats.vanished, stats.panics), (0, 0, 0), "{stats:?}");
+    assert!(stats.cancelled > 0, "some were given up: {stats:?}");
+}
