@@ -563,3 +563,86 @@ async fn server_s_end_ends_its_streams_with_the_reason() {
     assert!(matches!(error, CallError::Disconnected { .. }), "{error:?}");
     assert_eq!(fixture.seen.running.load(Ordering::SeqCst), 0);
 }
+
+#[test]
+fn calls_with_priority_overtake_those_that_wait() {
+    const SLOW: u16 = 0x0510;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.sock");
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (slow, quick) = (Arc::clone(&order), Arc::clone(&order));
+    let _entered = runtime.enter();
+    let _server = IpcServer::builder()
+        .bind(&path)
+        .unwrap()
+        .route_inline(SLOW, "slow", move |_, request, _| {
+            std::thread::sleep(Duration::from_millis(u64::from(request[0])));
+            slow.lock().unwrap().push("slow");
+            Ok(())
+        })
+        .route(LENGTH, move |_: Call, text: String| {
+            quick.lock().unwrap().push("quick");
+            async move { Ok(text.len()) }
+        })
+        .serve()
+        .unwrap();
+    let soon = CallOptions::default().priority(true);
+    for transport in BOTH {
+        let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+        // The first one tells the server to read ahead.
+        assert_eq!(client.call_with(LENGTH, &"x".to_owned(), &soon).unwrap(), 1);
+        order.lock().unwrap().clear();
+        // While the first holds the connection the others gather behind it.
+        let waiting: Vec<_> =
+            [100, 1, 1, 1, 1].map(|ms| client.submit(SLOW, &[ms]).unwrap()).into();
+        assert_eq!(client.call_with(LENGTH, &"xy".to_owned(), &soon).unwrap(), 2);
+        for call in waiting {
+            call.collect().unwrap();
+        }
+        let order = order.lock().unwrap();
+        let place = order.iter().position(|what| *what == "quick").unwrap();
+        assert!(place < 3, "{order:?}");
+        assert_eq!(order.len(), 6);
+    }
+}
+
+#[test]
+fn call_whose_time_ends_while_it_waits_never_begins() {
+    const SLOW: u16 = 0x0510;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.sock");
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&begun);
+    let _entered = runtime.enter();
+    let _server = IpcServer::builder()
+        .bind(&path)
+        .unwrap()
+        .route_inline(SLOW, "slow", |_, request, _| {
+            std::thread::sleep(Duration::from_millis(u64::from(request[0])));
+            Ok(())
+        })
+        .route(LENGTH, move |_: Call, text: String| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async move { Ok(text.len()) }
+        })
+        .serve()
+        .unwrap();
+    let client = blocking::IpcClient::connect(&path).unwrap();
+    let soon = CallOptions::default().priority(true);
+    client.call_with(LENGTH, &"x".to_owned(), &soon).unwrap();
+    assert_eq!(begun.load(Ordering::SeqCst), 1);
+    // Two that hold the connection, so that what is sent meanwhile is read between them and waits.
+    let held = [150, 150].map(|ms| client.submit(SLOW, &[ms]).unwrap());
+    let short = CallOptions::default().timeout(Duration::from_millis(50));
+    let error = client.call_with(LENGTH, &"late".to_owned(), &short).unwrap_err();
+    assert!(is_late(&error), "{error:?}");
+    for call in held {
+        call.collect().unwrap();
+    }
+    client.disconnect();
+    assert_eq!(begun.load(Ordering::SeqCst), 1, "it never began");
+}

@@ -151,6 +151,7 @@ pub(crate) struct Travel<'a> {
     pub(crate) deadline: Option<Instant>,
     pub(crate) trace: Option<TraceContext>,
     pub(crate) metadata: &'a Metadata,
+    pub(crate) priority: bool,
 }
 
 /// What a call brings: one reply, or streams in one direction or both.
@@ -319,6 +320,9 @@ impl Core {
         if remaining.is_some_and(|left| left < Duration::from_micros(1)) {
             self.counters.failed();
             return Err(StartError::Failed(CallError::DeadlineExceeded));
+        }
+        if travel.priority {
+            header.flags = header.flags | Flags::PRIORITY;
         }
         let Outbox { sending, extended, .. } = outbox;
         extended.clear();

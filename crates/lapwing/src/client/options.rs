@@ -123,6 +123,7 @@ pub struct CallOptions {
     deadline: Option<Instant>,
     trace: Option<TraceContext>,
     metadata: Metadata,
+    priority: bool,
 }
 
 impl CallOptions {
@@ -154,6 +155,14 @@ impl CallOptions {
         self
     }
 
+    /// Lets the call overtake those without priority that wait at the server. A connection's first such
+    /// call tells the server to read ahead; later ones overtake up to 64 frames.
+    #[must_use]
+    pub fn priority(mut self, priority: bool) -> CallOptions {
+        self.priority = priority;
+        self
+    }
+
     /// All that goes with a call that is made here and now, if anything does.
     pub(crate) fn travel(&self) -> Option<Travel<'_>> {
         let ambient = Ambient::here().unwrap_or_default();
@@ -161,8 +170,9 @@ impl CallOptions {
         let timeout = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let deadline = [self.deadline, timeout, ambient.deadline].into_iter().flatten().min();
         let trace = self.trace.or(ambient.trace);
-        let some = deadline.is_some() || trace.is_some() || !self.metadata.is_empty();
-        some.then_some(Travel { deadline, trace, metadata: &self.metadata })
+        let Self { metadata, priority, .. } = self;
+        let some = deadline.is_some() || trace.is_some() || !metadata.is_empty() || *priority;
+        some.then_some(Travel { deadline, trace, metadata, priority: *priority })
     }
 }
 

@@ -16,6 +16,7 @@ use lapwing_shm::{Doorbell, SPIN_BOUND, Sleeper, Spin, Spinner};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::ahead::Ahead;
 use super::handler::{AsyncHandler, Caller, Handler, Panicked, Request, Running, run_inline};
 use super::items::StreamLink;
 use super::router::Route;
@@ -81,6 +82,8 @@ pub(crate) struct Connection {
     out: Arc<Out>,
     receiving: Receiving,
     frame: Vec<u8>,
+    /// From the first frame with priority on: frames are read ahead, so that such frames overtake others.
+    ahead: Option<Box<Ahead>>,
     reply: Vec<u8>,
     socket: Arc<UnixStream>,
     doorbell: Option<Arc<Doorbell>>,
@@ -139,6 +142,7 @@ impl Connection {
             out: Arc::new(Out { outbox: Mutex::new(outbox) }),
             receiving,
             frame: Vec::new(),
+            ahead: None,
             reply: Vec::new(),
             socket,
             doorbell,
@@ -330,7 +334,8 @@ impl Connection {
             let outbox = lock(&self.out.outbox);
             outbox.waiting.is_empty() && !outbox.sending.has_backlog()
         };
-        (self.leaving || self.peer_left) && self.calls.is_empty() && quiet()
+        let ahead = self.ahead.as_ref().is_some_and(|ahead| !ahead.is_empty());
+        (self.leaving || self.peer_left) && self.calls.is_empty() && !ahead && quiet()
     }
 
     /// Handles what is here, up to a turn's worth, and looks at the peer's bell once.
@@ -341,10 +346,17 @@ impl Connection {
                 progress = Progress::Saturated;
                 break;
             }
-            let Some(header) = self.receiving.next(&mut self.frame)? else {
+            let next = match &mut self.ahead {
+                None => self.receiving.next(&mut self.frame)?,
+                Some(ahead) => ahead.next(&mut self.receiving, &mut self.frame)?,
+            };
+            let Some(header) = next else {
                 break;
             };
             progress = Progress::Frames;
+            if header.flags.contains(Flags::PRIORITY) && self.ahead.is_none() {
+                self.ahead = Some(Box::default());
+            }
             if let Some(blocked) = self.handle(shared, cx, &header)? {
                 progress = Progress::Blocked(blocked);
                 break;
@@ -390,7 +402,11 @@ impl Connection {
         let carried = if flags.contains(Flags::EXTENDED) {
             let detail = "an extension block cannot be understood";
             let taken = take_extensions(&mut self.frame);
-            Some(taken.map_err(|_| misbehaved(WireError::BadExtension, detail))?)
+            let mut carried = taken.map_err(|_| misbehaved(WireError::BadExtension, detail))?;
+            if let (Some(left), Some(ahead)) = (&mut carried.remaining, &self.ahead) {
+                *left = left.saturating_sub(ahead.waited());
+            }
+            Some(carried)
         } else {
             None
         };

@@ -1,6 +1,7 @@
 //! The server: routes, who is let in, connections, an orderly end.
 
 mod accept;
+mod ahead;
 mod connection;
 mod handler;
 mod items;
