@@ -646,3 +646,34 @@ fn call_whose_time_ends_while_it_waits_never_begins() {
     client.disconnect();
     assert_eq!(begun.load(Ordering::SeqCst), 1, "it never began");
 }
+
+/// A server that grants and then reads nothing, on a socket whose buffers are soon full.
+#[test]
+fn blocking_client_gives_a_server_that_stops_reading_no_more_than_its_time() {
+    use lapwing_testkit::RawServer;
+    const LONG: Unary<lapwing::Payload, lapwing::Payload, lapwing::Raw> =
+        Unary::new(0x0520, "long");
+    let (done, waiting) = std::sync::mpsc::channel::<()>();
+    let server = RawServer::start(move |greeted| {
+        let _peer = greeted.grant();
+        let _ = waiting.recv();
+    });
+    let client =
+        blocking::IpcClient::connect_with(server.path(), &options(Transport::Socket)).unwrap();
+    let short = CallOptions::default().timeout(Duration::from_millis(100));
+    let begun = Instant::now();
+    let mut stream = client.stream(FOREVER, &10, &short).unwrap();
+    for _ in 0..2 {
+        let long = lapwing::Payload::from(vec![1; 3 << 20]);
+        let error = client.call_with(LONG, &long, &short).unwrap_err();
+        assert!(is_late(&error), "{error:?}");
+    }
+    assert!(is_late(&stream.next().unwrap().unwrap_err()));
+    drop(stream);
+    let mut upload = client.upload(SUM, &short).err();
+    assert!(upload.take().is_none_or(|error| is_late(&error)));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    drop(done);
+    drop(client);
+    server.join();
+}

@@ -226,7 +226,7 @@ impl IpcClient {
                 sent => at_once(sent)?,
             },
         }
-        self.sent();
+        self.sent(None);
         Ok(())
     }
 
@@ -247,17 +247,17 @@ impl IpcClient {
             Some(outcome) => self.shared.core.conclude(outcome),
             None => {
                 self.shared.core.abandon(call.id);
-                self.sent();
                 Err(CallError::DeadlineExceeded)
             }
         }
     }
 
-    /// On a socket, which may have taken only part of a frame: sends the rest.
+    /// On a socket, which may have taken only part of a frame: sends the rest, until the deadline. What is
+    /// left then, as of the connection's own small frames, goes out when somebody sends or waits next.
     #[inline]
-    fn sent(&self) {
+    fn sent(&self, deadline: Option<Instant>) {
         if self.shared.core.doorbell.is_none() {
-            self.push_backlog();
+            self.push_backlog(deadline);
         }
     }
 
@@ -271,7 +271,7 @@ impl IpcClient {
         loop {
             match start(&self.shared.core) {
                 Ok(started) => {
-                    self.sent();
+                    self.sent(deadline);
                     return Ok(started);
                 }
                 Err(StartError::Failed(error)) => return Err(error),
@@ -285,14 +285,14 @@ impl IpcClient {
     }
 
     /// A socket may have taken only part of a frame: waits until it has the rest.
-    fn push_backlog(&self) {
+    fn push_backlog(&self, deadline: Option<Instant>) {
         let core = &self.shared.core;
         if !lock(&core.outbox).sending.has_backlog() {
             return;
         }
         // Also for a leader that sleeps already; one that wakes looks for room for everybody.
         if self.shared.poller.want_writable(core.socket.as_fd(), true).is_ok() {
-            let _ = self.wait_for_room(Room { bytes: 0, place: false }, None);
+            let _ = self.wait_for_room(Room { bytes: 0, place: false }, deadline);
         }
     }
 
@@ -498,7 +498,6 @@ impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
         if let Some(call) = self.call {
             self.client.shared.core.abandon(call.id);
-            self.client.sent();
         }
     }
 }

@@ -63,7 +63,7 @@ impl IpcClient {
         let (kind, payload) = written(method, request, "request")?;
         let out = Outgoing { kind, payload: &payload, travel: None };
         let call = at_once(self.shared.core.start_call(out))?;
-        self.sent();
+        self.sent(None);
         read::<R, C>(method.name(), "reply", self.collect(&call, None)?)
     }
 
@@ -181,7 +181,6 @@ impl OpenCall {
     fn give_up(&self) {
         // Does nothing for a call that has ended.
         self.shared().core.abandon(self.call.id);
-        self.client.sent();
     }
 
     fn item(&self) -> Result<Item, CallError> {
@@ -192,8 +191,6 @@ impl OpenCall {
                 .client
                 .wait_until(self.deadline, |waker| core.poll_item(self.call.id, Some(waker))),
         };
-        // It may have given credit back.
-        self.client.sent();
         item.ok_or(CallError::DeadlineExceeded)
     }
 
@@ -221,7 +218,7 @@ impl OpenCall {
                 sent => break try_sent(sent),
             }
         }?;
-        self.client.sent();
+        self.client.sent(self.deadline);
         Ok(())
     }
 
@@ -334,9 +331,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     /// [`CallError::Full`] when there is none, and as [`ItemSender::send`].
     pub fn try_send(&mut self, item: &T) -> Result<(), CallError> {
         let item = self.write(item)?;
-        let sent = self.call.shared().core.send_item(&self.call.call, &item, None);
-        self.call.client.sent();
-        try_sent(sent)
+        try_sent(self.call.shared().core.send_item(&self.call.call, &item, None))
     }
 
     fn write(&self, item: &T) -> Result<Payload, CallError> {
