@@ -169,6 +169,38 @@ impl<'a> Extensions<'a> {
     }
 }
 
+/// Takes the bulk entry out of the extension block that begins at `start` of `frame` and is the rest of it, so
+/// that the payload in the bulk block may follow there. Where no other entry stands, the block goes, too.
+/// `None`: there is no bulk entry, and nothing was changed.
+///
+/// # Errors
+///
+/// What [`Extensions::parse`] refuses; and bytes behind a block with a bulk entry
+/// ([`ExtensionError::BadValue`]): the payload is in one place.
+pub fn take_bulk(
+    frame: &mut Vec<u8>,
+    start: usize,
+) -> Result<Option<BulkDescriptor>, ExtensionError> {
+    let (extensions, rest) = Extensions::parse(&frame[start..])?;
+    let Some(bulk) = extensions.bulk() else { return Ok(None) };
+    if !rest.is_empty() {
+        return Err(ExtensionError::BadValue(BULK));
+    }
+    let mut at = start + 2;
+    while frame[at] != BULK {
+        at += 3 + usize::from(u16::from_le_bytes([frame[at + 1], frame[at + 2]]));
+    }
+    let length = 3 + usize::from(u16::from_le_bytes([frame[at + 1], frame[at + 2]]));
+    frame.drain(at..at + length);
+    let left = frame.len() - start - 2;
+    if left == 0 {
+        frame.truncate(start);
+    } else {
+        frame[start..start + 2].copy_from_slice(&(left as u16).to_le_bytes());
+    }
+    Ok(Some(bulk))
+}
+
 /// What a block has had so far: each single-valued entry once, metadata within its bound.
 #[derive(Debug, Default)]
 struct Ledger {
@@ -275,6 +307,26 @@ impl<'a> ExtensionBuilder<'a> {
         let start = out.len();
         out.extend_from_slice(&[0, 0]);
         ExtensionBuilder { out, start, ledger: Ledger::default() }
+    }
+
+    /// Goes on with the block that begins at `start` of `out` and is the rest of it.
+    ///
+    /// # Errors
+    ///
+    /// What [`Extensions::parse`] refuses.
+    pub fn go_on(
+        out: &'a mut Vec<u8>,
+        start: usize,
+    ) -> Result<ExtensionBuilder<'a>, ExtensionError> {
+        let (extensions, rest) = Extensions::parse(&out[start..])?;
+        if !rest.is_empty() {
+            return Err(ExtensionError::Truncated);
+        }
+        let mut ledger = Ledger::default();
+        for entry in extensions.iter() {
+            ledger.admit(&entry)?;
+        }
+        Ok(ExtensionBuilder { out, start, ledger })
     }
 
     /// Appends one entry.

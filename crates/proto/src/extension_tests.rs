@@ -138,3 +138,46 @@ fn the_most_entries_of_metadata_still_fit_a_block() {
     assert_eq!(extensions.iter().count(), 8193);
     assert_eq!(extensions.bulk().map(|bulk| bulk.length), Some(3));
 }
+
+#[test]
+fn bulk_entry_is_taken_out_wherever_it_stands() {
+    let bulk = BulkDescriptor { segment: 3, block: 9, length: 1 << 20 };
+    let others =
+        [Entry::Deadline { remaining_us: 7 }, Entry::Metadata { key: "k", value: b"value" }];
+    for at in 0..=others.len() {
+        let mut frame = b"header".to_vec();
+        let mut builder = ExtensionBuilder::new(&mut frame);
+        for entry in &others[..at] {
+            builder.push(*entry).unwrap();
+        }
+        builder.push(Entry::Bulk(bulk)).unwrap();
+        for entry in &others[at..] {
+            builder.push(*entry).unwrap();
+        }
+        assert_eq!(take_bulk(&mut frame, 6), Ok(Some(bulk)));
+        let (left, rest) = Extensions::parse(&frame[6..]).unwrap();
+        assert_eq!(left.iter().collect::<Vec<_>>(), others);
+        assert!(rest.is_empty() && frame.starts_with(b"header"));
+        assert_eq!(take_bulk(&mut frame, 6), Ok(None));
+    }
+    let mut alone = b"header".to_vec();
+    ExtensionBuilder::new(&mut alone).push(Entry::Bulk(bulk)).unwrap();
+    let mut followed = [&alone[..], b"payload"].concat();
+    assert_eq!(take_bulk(&mut alone, 6), Ok(Some(bulk)));
+    assert_eq!(alone, b"header");
+    assert!(take_bulk(&mut followed, 6).is_err(), "a payload in two places");
+}
+
+#[test]
+fn builder_goes_on_with_a_block_and_knows_what_stands_there() {
+    let mut out = b"header".to_vec();
+    ExtensionBuilder::new(&mut out).push(Entry::Deadline { remaining_us: 7 }).unwrap();
+    let bulk = BulkDescriptor { segment: 0, block: 0, length: 1 };
+    let mut builder = ExtensionBuilder::go_on(&mut out, 6).unwrap();
+    assert!(builder.push(Entry::Deadline { remaining_us: 8 }).is_err());
+    builder.push(Entry::Bulk(bulk)).unwrap();
+    let (found, _) = Extensions::parse(&out[6..]).unwrap();
+    assert_eq!(found.bulk(), Some(bulk));
+    assert_eq!(found.remaining_us(), Some(7));
+    assert!(ExtensionBuilder::go_on(&mut vec![5, 0], 0).is_err());
+}

@@ -9,13 +9,16 @@ use crate::limits::{self, HANDSHAKE_PAYLOAD_BYTES, PROGRAM_NAME_BYTES};
 use crate::message::{self, MessageError, check_name, clip};
 use crate::{Checksum, ChecksumSet, VERSION};
 
-/// Optional parts of the protocol, one bit each. None is defined yet; unknown bits are ignored.
+/// Optional parts of the protocol, one bit each. Unknown bits are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Features(pub u64);
 
 impl Features {
     /// No optional parts.
     pub const NONE: Features = Features(0);
+
+    /// Bulk memory, for payloads that are too long for a ring. Of no effect on a connection on the socket.
+    pub const BULK: Features = Features(1);
 
     /// What both sides have.
     #[must_use]

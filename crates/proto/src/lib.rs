@@ -23,6 +23,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod bulk;
 mod call_table;
 mod checksum;
 mod credit;
@@ -40,12 +41,13 @@ mod negotiate;
 mod status;
 mod wire_error;
 
+pub use bulk::{SegmentAnnounced, SegmentRetired};
 pub use call_table::{CallTable, Full, Lookup};
 pub use checksum::{CHECKSUM_RANGE, Checksum, ChecksumSet};
 pub use credit::{Credit, CreditError, ReceiveCredit, SendCredit};
 pub use describe::{Description, MethodDescription, MethodShape};
 pub use extension::{
-    BulkDescriptor, Entry, ExtensionBuilder, ExtensionError, Extensions, TraceContext,
+    BulkDescriptor, Entry, ExtensionBuilder, ExtensionError, Extensions, TraceContext, take_bulk,
 };
 pub use flags::Flags;
 pub use goodbye::{Goodbye, HelloReject};

@@ -53,9 +53,16 @@ limits! {
     /// The largest that `MESSAGE_BYTES` may be configured to, in payload bytes.
     MESSAGE_BYTES_MAX: u32 = 1024 * MIB, "bytes",
         "the largest message may not be configured above 1 GiB";
-    /// Default for bulk memory that one side of a connection may own, in bytes.
+    /// Bulk memory that one side of a connection may have announced at a time, in bytes; more where one message
+    /// may be longer: [`bulk_max`].
     BULK_BYTES: u32 = 64 * MIB, "bytes",
         "this connection's bulk memory is used up";
+    /// Default for the bulk memory of all connections of one user id, both sides', in bytes.
+    BULK_BYTES_PER_UID: u64 = 4096 * MIB as u64, "bytes",
+        "this user's bulk memory is used up";
+    /// Default for how long bulk memory stays unused before it is given back, in milliseconds.
+    BULK_IDLE_MS: u32 = 2000, "milliseconds",
+        "bulk memory that is not used is given back";
     /// Default for connections that a server holds at once.
     CONNECTIONS: u32 = 1024, "connections",
         "the server has all the connections it allows";
@@ -110,6 +117,14 @@ limits! {
 #[must_use]
 pub const fn inline_max(ring_bytes: u32) -> u32 {
     ring_bytes / 4
+}
+
+/// Bulk memory that one side of a connection may have announced and not retired, in bytes, where the
+/// largest message has `message_bytes`: [`BULK_BYTES`], or one block for such a message if that is more.
+#[must_use]
+pub const fn bulk_max(message_bytes: u32) -> u64 {
+    let one = (message_bytes as u64).next_power_of_two();
+    if one > BULK_BYTES as u64 { one } else { BULK_BYTES as u64 }
 }
 
 /// Whether `ring_bytes` is a length that a ring may have.

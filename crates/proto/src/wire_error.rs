@@ -75,6 +75,7 @@ wire_errors! {
     26 BadGrant "the server granted what was not asked for";
     27 BadCredit "a stream was given impossible credit, or sent more than it was granted";
     28 BadBlock "a bulk descriptor or a returned block does not exist";
+    29 QuotaBulk "the bulk memory that one side, or one user, may have is used up";
 }
 
 impl WireError {

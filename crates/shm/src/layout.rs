@@ -31,8 +31,44 @@ pub const FREED: usize = 256;
 /// Offset of the returned-block list.
 pub const RETURNED: usize = 4096;
 
+/// Slots of the returned-block list, of 8 bytes each; a power of two. At most so many blocks are lent at a
+/// time, so that a slot is read before it is written again.
+pub const RETURNED_SLOTS: usize = 1024;
+
 /// Offset of the ring.
 pub const RING: usize = 16384;
+
+/// Smallest block of bulk memory, in bytes.
+pub const BLOCK_BYTES_MIN: usize = 64 * 1024;
+
+/// Largest block of bulk memory, in bytes.
+pub const BLOCK_BYTES_MAX: usize = 1024 * 1024 * 1024;
+
+/// Whether blocks of `block_bytes` can be: a power of two between the two bounds.
+#[must_use]
+pub const fn is_block_bytes(block_bytes: usize) -> bool {
+    block_bytes.is_power_of_two()
+        && block_bytes >= BLOCK_BYTES_MIN
+        && block_bytes <= BLOCK_BYTES_MAX
+}
+
+/// Bytes of the smallest block that holds `bytes`.
+#[must_use]
+pub const fn block_bytes(bytes: usize) -> usize {
+    if bytes <= BLOCK_BYTES_MIN { BLOCK_BYTES_MIN } else { bytes.next_power_of_two() }
+}
+
+/// What stands in a slot of the returned-block list.
+#[must_use]
+pub const fn returned_word(segment: u32, block: u32) -> u64 {
+    (segment as u64) << 32 | block as u64
+}
+
+/// Offset of the slot for the `n`-th block that its owner gives back.
+#[must_use]
+pub const fn returned_slot(n: u64) -> usize {
+    RETURNED + 8 * (n as usize % RETURNED_SLOTS)
+}
 
 /// Smallest ring a segment may have, in bytes.
 pub const RING_BYTES_MIN: u32 = 64 * 1024;

@@ -10,6 +10,8 @@
 //!
 //! - a [`Producer`], which writes records into its own segment's ring;
 //! - a [`Consumer`], which reads records from the peer's;
+//! - a [`BlockPool`], which lends blocks of this side's bulk memory to the peer, and [`Returns`], by which
+//!   the peer's blocks are given back: see [`bulk`];
 //! - a [`Sleeper`], which tells the peer that this side is about to sleep, and a [`Bell`], which
 //!   wakes the peer if it sleeps.
 //!
@@ -22,6 +24,7 @@
 //! word that a peer wrote: see [`ring`] for the checks and [`memory`] for the rules of reading.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod bulk;
 #[cfg(not(loom))]
 pub mod floor;
 pub mod layout;
@@ -38,6 +41,11 @@ pub mod sys;
 mod waiter;
 mod wakeup;
 
+pub use bulk::Returns;
+#[cfg(not(loom))]
+pub use bulk::{BlockPool, BulkShape, FreshSegment, OwnBlock, PeerBlock, PeerSegment, TakeError};
+#[cfg(not(loom))]
+pub use memory::CooperativePeers;
 pub use memory::{OwnMemory, PeerMemory};
 pub use ring::{BadCommit, Consumer, Producer, Record, Reservation, ReserveError};
 #[cfg(not(loom))]

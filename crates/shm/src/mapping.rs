@@ -94,6 +94,15 @@ impl Mapping {
         unsafe { self.base.cast::<AtomicU64>().as_ref() }
     }
 
+    /// Takes this process's hold off the pages of a mapping that is read-only, so that they no longer count
+    /// as its memory. The bytes stay with the file and are mapped again when they are looked at.
+    pub(crate) fn let_go(&self) {
+        let base = self.base.as_ptr().cast();
+        // SAFETY: the range is mapped and this value's own (invariant M), and shared with a file: dropping
+        // its page-table entries changes no byte that anybody reads. A failure only keeps the pages.
+        let _ = unsafe { mm::madvise(base, self.bytes, mm::Advice::LinuxDontNeed) };
+    }
+
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
     }

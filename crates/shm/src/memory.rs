@@ -6,7 +6,8 @@
 //!    read-only, which the seals enforce. *Peer* memory ([`PeerMemory`]) is written by the peer at any
 //!    time, also while it is being read, whatever the protocol says.
 //! 2. A word is read by one atomic load into a local, then checked, then used: never read twice.
-//! 3. Bytes of peer memory are copied out before they are looked at. No `&[u8]` to them exists.
+//! 3. Bytes of peer memory are copied out before they are looked at. No `&[u8]` to them exists, unless the
+//!    application has said by [`CooperativePeers`] that its peers keep their hands off what they have lent.
 //! 4. Every access is checked against the mapping's bounds, so no value a peer wrote can reach past
 //!    it; seals keep the file from shrinking under the mapping.
 //!
@@ -16,7 +17,9 @@
 #[cfg(loom)]
 pub use model::{OwnMemory, PeerMemory, model_pair};
 #[cfg(not(loom))]
-pub use real::{OwnMemory, PeerMemory};
+pub use real::{CooperativePeers, OwnMemory, PeerMemory};
+#[cfg(not(loom))]
+pub(crate) use real::{OwnBulk, PeerBulk};
 
 #[cfg(not(loom))]
 mod real {
@@ -97,6 +100,11 @@ mod real {
             self.0.word(offset).store(value, ordering);
         }
 
+        /// Stores a slot of the returned-block list.
+        pub(crate) fn store_slot(&self, n: u64, value: u64) {
+            self.store(layout::returned_slot(n), value, Ordering::Relaxed);
+        }
+
         /// Stores words side by side from `offset` on, each at once. As [`OwnMemory::write`].
         #[inline]
         pub(crate) fn write_words<const N: usize>(&mut self, offset: usize, words: [u64; N]) {
@@ -147,6 +155,11 @@ mod real {
             self.0.word(offset).load(ordering)
         }
 
+        /// Loads a slot of the returned-block list, once.
+        pub(crate) fn load_slot(&self, n: u64) -> u64 {
+            self.load(layout::returned_slot(n), Ordering::Relaxed)
+        }
+
         /// Asks for the line at `offset` to be brought near: a hint.
         #[inline]
         pub(crate) fn prefetch(&self, offset: usize) {
@@ -182,6 +195,115 @@ mod real {
             unsafe { into.set_len(old + bytes) };
         }
     }
+
+    /// Says that peers do not write to a block of bulk memory between lending it and having it back.
+    ///
+    /// With it, payloads in bulk memory are borrowed in place. Without it they are copied out.
+    #[derive(Clone, Copy, Debug)]
+    pub struct CooperativePeers(());
+
+    impl CooperativePeers {
+        /// Says so.
+        ///
+        /// # Safety
+        ///
+        /// Every peer of every connection that this is given to keeps to the protocol: it does not write to a
+        /// block that it has lent before the block is returned. A peer that does changes bytes behind a
+        /// `&[u8]`, which is undefined behaviour in this process.
+        #[must_use]
+        pub const unsafe fn assume() -> CooperativePeers {
+            CooperativePeers(())
+        }
+    }
+
+    /// A whole bulk segment of this side's, mapped for writing. The peer can only read it.
+    #[derive(Debug)]
+    pub(crate) struct OwnBulk(Mapping);
+
+    impl OwnBulk {
+        /// Maps the first `bytes` bytes of a file that is as long.
+        pub(crate) fn map(file: BorrowedFd<'_>, bytes: usize) -> io::Result<OwnBulk> {
+            Mapping::whole(file, bytes, Access::ReadWrite).map(OwnBulk)
+        }
+
+        /// The address of a stretch.
+        fn at(&self, offset: usize, bytes: usize) -> *mut u8 {
+            assert!(offset <= self.0.bytes() && bytes <= self.0.bytes() - offset);
+            self.0.base().as_ptr().wrapping_add(offset)
+        }
+
+        /// The bytes of a block of which `_whole` is the one and only handle (invariant B1 of
+        /// [`crate::bulk`]), which is borrowed for as long.
+        pub(crate) fn slice<'a, T>(
+            &'a self,
+            _whole: &'a T,
+            offset: usize,
+            bytes: usize,
+        ) -> &'a [u8] {
+            let from = self.at(offset, bytes).cast_const();
+            // SAFETY: in bounds (checked by `at`), mapped while `self` lives, initialized (a memory file
+            // begins as zeros). Nobody writes: the peer cannot, and here only the block's one handle could
+            // (B1), which is borrowed.
+            unsafe { std::slice::from_raw_parts(from, bytes) }
+        }
+
+        /// As [`OwnBulk::slice`], for writing.
+        // The one handle is borrowed exclusively; the segment is shared with its other blocks.
+        #[expect(clippy::mut_from_ref)]
+        pub(crate) fn slice_mut<'a, T>(
+            &'a self,
+            _whole: &'a mut T,
+            offset: usize,
+            bytes: usize,
+        ) -> &'a mut [u8] {
+            let to = self.at(offset, bytes);
+            // SAFETY: as in `slice`; the block's one handle (B1) is borrowed exclusively, so no other
+            // reference to these bytes exists in this process. The peer may read them at any time, which is
+            // outside this program's memory model and changes nothing here.
+            unsafe { std::slice::from_raw_parts_mut(to, bytes) }
+        }
+    }
+
+    /// A whole bulk segment of the peer's, mapped read-only.
+    #[derive(Debug)]
+    pub(crate) struct PeerBulk(Mapping);
+
+    impl PeerBulk {
+        /// Maps a file whose seals, kind and length the caller has checked.
+        pub(crate) fn map(file: BorrowedFd<'_>, bytes: usize) -> io::Result<PeerBulk> {
+            Mapping::whole(file, bytes, Access::ReadOnly).map(PeerBulk)
+        }
+
+        fn at(&self, offset: usize, bytes: usize) -> *const u8 {
+            assert!(offset <= self.0.bytes() && bytes <= self.0.bytes() - offset);
+            self.0.base().as_ptr().wrapping_add(offset).cast_const()
+        }
+
+        /// Copies `bytes` bytes out to the end of `into`, growing it as needed.
+        pub(crate) fn append(&self, offset: usize, bytes: usize, into: &mut Vec<u8>) {
+            let from = self.at(offset, bytes);
+            into.reserve(bytes);
+            let old = into.len();
+            let to = into.spare_capacity_mut().as_mut_ptr().cast::<u8>();
+            // SAFETY: `from` is in bounds for `bytes` (checked by `at`), and `to` has room for `bytes`
+            // (reserved above); private memory, so they do not overlap.
+            unsafe { from.copy_to_nonoverlapping(to, bytes) };
+            // SAFETY: the copy above initialized `bytes` bytes behind `old`, within the capacity.
+            unsafe { into.set_len(old + bytes) };
+        }
+
+        /// The bytes in place.
+        pub(crate) fn slice(&self, _: CooperativePeers, offset: usize, bytes: usize) -> &[u8] {
+            // SAFETY: in bounds (checked by `at`), mapped while `self` lives, initialized; that nobody
+            // writes meanwhile is what the token's maker has promised.
+            unsafe { std::slice::from_raw_parts(self.at(offset, bytes), bytes) }
+        }
+
+        /// Takes this process's hold off the pages; the bytes stay with the file.
+        pub(crate) fn let_go(&self) {
+            self.0.let_go();
+        }
+    }
 }
 
 #[cfg(loom)]
@@ -203,6 +325,10 @@ mod model {
     struct Model {
         consumed: AtomicU64,
         armed: AtomicU64,
+        freed: AtomicU64,
+        /// The first slots of the returned-block list: no model gives more blocks back. Plain cells, so
+        /// that a slot that is read while it is written is reported.
+        returned: [UnsafeCell<u64>; 4],
         lines: Vec<Line>,
     }
 
@@ -215,6 +341,7 @@ mod model {
             match offset {
                 layout::CONSUMED => &self.consumed,
                 layout::ARMED => &self.armed,
+                layout::FREED => &self.freed,
                 _ => {
                     assert!(offset % layout::LINE_BYTES == 0);
                     &self.line(offset).first
@@ -258,6 +385,8 @@ mod model {
         let model = Arc::new(Model {
             consumed: AtomicU64::new(0),
             armed: AtomicU64::new(0),
+            freed: AtomicU64::new(0),
+            returned: std::array::from_fn(|_| UnsafeCell::new(0)),
             lines: (0..lines).map(|_| line()).collect(),
         });
         (OwnMemory(Arc::clone(&model)), PeerMemory(model))
@@ -272,6 +401,14 @@ mod model {
 
         pub(crate) fn store(&self, offset: usize, value: u64, ordering: Ordering) {
             self.0.word(offset).store(value, ordering);
+        }
+
+        /// Stores a slot of the returned-block list.
+        pub(crate) fn store_slot(&self, n: u64, value: u64) {
+            self.0.returned[n as usize % 4].with_mut(|slot| {
+                // SAFETY: loom reports any concurrent access to the cell before this runs.
+                unsafe { *slot = value };
+            });
         }
 
         pub(crate) fn write_words<const N: usize>(&mut self, offset: usize, words: [u64; N]) {
@@ -311,6 +448,14 @@ mod model {
 
         pub(crate) fn load(&self, offset: usize, ordering: Ordering) -> u64 {
             self.0.word(offset).load(ordering)
+        }
+
+        /// Loads a slot of the returned-block list.
+        pub(crate) fn load_slot(&self, n: u64) -> u64 {
+            self.0.returned[n as usize % 4].with(|slot| {
+                // SAFETY: loom reports any concurrent write to the cell before this runs.
+                unsafe { *slot }
+            })
         }
 
         pub(crate) fn read_words<const N: usize>(&self, offset: usize) -> [u64; N] {

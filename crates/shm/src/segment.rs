@@ -29,6 +29,9 @@ pub enum SegmentError {
     /// The peer's file lacks seals.
     #[error("the peer's segment is not sealed as it must be (missing seals: {0:#x})")]
     Unsealed(u32),
+    /// A bulk segment cannot be divided so.
+    #[error("blocks must be a power of two from 64 KiB to 1 GiB long, and 1 to 1024 of them")]
+    Shape,
     /// The peer's file has not exactly the agreed length.
     #[error("the peer's segment has {found} bytes and must have {expected}")]
     Length {
@@ -60,9 +63,10 @@ impl Segment {
         if !layout::is_ring_bytes(ring_bytes) {
             return Err(SegmentError::RingBytes(ring_bytes));
         }
-        let file = sys::memory_file(layout::segment_bytes(ring_bytes))?;
+        let bytes = layout::segment_bytes(ring_bytes);
+        let file = sys::memory_file(bytes)?;
         let memory = OwnMemory::map(file.as_fd(), ring_bytes)?;
-        sys::seal(file.as_fd()).map_err(|fault| fault.into_error(ring_bytes))?;
+        sys::seal(file.as_fd()).map_err(|fault| seal_error(fault, bytes))?;
         Ok(Segment { memory, file })
     }
 
@@ -86,23 +90,20 @@ impl PeerMemory {
         if !layout::is_ring_bytes(ring_bytes) {
             return Err(SegmentError::RingBytes(ring_bytes));
         }
-        sys::check_sealed(file.as_fd(), layout::segment_bytes(ring_bytes))
-            .map_err(|fault| fault.into_error(ring_bytes))?;
+        let bytes = layout::segment_bytes(ring_bytes);
+        sys::check_sealed(file.as_fd(), bytes).map_err(|fault| seal_error(fault, bytes))?;
         Ok(PeerMemory::map(file.as_fd(), ring_bytes)?)
     }
 }
 
-impl SealFault {
-    fn into_error(self, ring_bytes: u32) -> SegmentError {
-        match self {
-            SealFault::Busy => SegmentError::SealBusy,
-            SealFault::NotMemoryFile => SegmentError::NotMemoryFile,
-            SealFault::Missing(seals) => SegmentError::Unsealed(seals),
-            SealFault::Length(found) => {
-                SegmentError::Length { found, expected: layout::segment_bytes(ring_bytes) }
-            }
-            SealFault::Io(error) => SegmentError::Io(error),
-        }
+/// The error for a file that must be `expected` bytes long.
+pub(crate) fn seal_error(fault: SealFault, expected: usize) -> SegmentError {
+    match fault {
+        SealFault::Busy => SegmentError::SealBusy,
+        SealFault::NotMemoryFile => SegmentError::NotMemoryFile,
+        SealFault::Missing(seals) => SegmentError::Unsealed(seals),
+        SealFault::Length(found) => SegmentError::Length { found, expected },
+        SealFault::Io(error) => SegmentError::Io(error),
     }
 }
 

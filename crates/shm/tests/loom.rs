@@ -7,8 +7,9 @@
 
 use std::convert::Infallible;
 
+use lapwing_shm::bulk::{BadFreed, ReturnedBlocks};
 use lapwing_shm::memory::model_pair;
-use lapwing_shm::{Bell, Consumer, Producer, ReserveError, Ring, Sleeper};
+use lapwing_shm::{Bell, Consumer, Producer, ReserveError, Returns, Ring, Sleeper};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
@@ -48,6 +49,8 @@ struct Side {
     sleeper: Sleeper,
     bell: Bell<Shared>,
     doorbell: Arc<ModelDoorbell>,
+    returns: Returns,
+    list: ReturnedBlocks,
 }
 
 fn sides(lines: usize) -> (Side, Side) {
@@ -58,6 +61,8 @@ fn sides(lines: usize) -> (Side, Side) {
     let near = Side {
         producer: Producer::new(near_own.clone(), far_seen.clone()),
         consumer: Consumer::new(near_own.clone(), far_seen.clone()),
+        returns: Returns::new(near_own.clone()),
+        list: ReturnedBlocks::new(far_seen.clone()),
         sleeper: Sleeper::new(near_own),
         bell: Bell::new(far_seen, Shared(Arc::clone(&far_doorbell))),
         doorbell: near_doorbell.clone(),
@@ -65,6 +70,8 @@ fn sides(lines: usize) -> (Side, Side) {
     let far = Side {
         producer: Producer::new(far_own.clone(), near_seen.clone()),
         consumer: Consumer::new(far_own.clone(), near_seen.clone()),
+        returns: Returns::new(far_own.clone()),
+        list: ReturnedBlocks::new(near_seen.clone()),
         sleeper: Sleeper::new(far_own),
         bell: Bell::new(near_seen, Shared(near_doorbell)),
         doorbell: far_doorbell,
@@ -198,5 +205,67 @@ fn bell_shared_by_two_writers_wakes_the_reader_for_both() {
         far.receive(0);
         first.0.join().unwrap();
         near.sleeper.disarm();
+    });
+}
+
+/// The returned-block list: every block comes back once, in order, and a slot is never read while it is
+/// written (the model's slots are cells that report that).
+#[test]
+fn returned_blocks_arrive_whole_and_once() {
+    loom::model(|| {
+        let (own, seen) = model_pair(4);
+        let mut returns = Returns::new(own);
+        let giver = thread::spawn(move || {
+            returns.give_back(7, 1);
+            returns.give_back(8, 2);
+        });
+        let mut list = ReturnedBlocks::new(seen);
+        let mut found = Vec::new();
+        let mut look = |found: &mut Vec<(u32, u32)>| {
+            let lent = 2 - found.len() as u64;
+            let each = |segment, block| {
+                found.push((segment, block));
+                Ok::<(), BadFreed>(())
+            };
+            list.look(lent, each).expect("what was lent");
+        };
+        look(&mut found);
+        look(&mut found);
+        giver.join().unwrap();
+        look(&mut found);
+        assert_eq!(found, [(7, 1), (8, 2)]);
+    });
+}
+
+/// A sender that waits for a block sleeps and is woken by its return, whenever that happens.
+#[test]
+fn sender_that_waits_for_a_block_is_woken_by_its_return() {
+    loom::model(|| {
+        let (near, far) = sides(4);
+        let Side { mut sleeper, doorbell, list: near_list, .. } = near;
+        let Side { bell, returns: mut far_returns, .. } = far;
+        let giver = thread::spawn(move || {
+            far_returns.give_back(1, 1);
+            bell.ring_if_asleep().unwrap();
+        });
+        let mut list = near_list;
+        let mut came = 0;
+        let mut look = || {
+            let lent = 1 - came;
+            let each = |_, _| {
+                came += 1;
+                Ok::<(), BadFreed>(())
+            };
+            list.look(lent, each).expect("what was lent");
+            came == 1
+        };
+        if !look() {
+            sleeper.arm();
+            if !look() {
+                doorbell.wait();
+                assert!(look(), "woken for nothing");
+            }
+        }
+        giver.join().unwrap();
     });
 }
