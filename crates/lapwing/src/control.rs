@@ -1,4 +1,5 @@
-//! The socket during the handshake: whole frames, with file descriptors, never read past.
+//! The socket during the handshake, and later for announcements of bulk memory: whole frames, with file
+//! descriptors, never read past.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -48,8 +49,12 @@ pub(crate) enum ControlError {
 impl ControlSocket {
     pub(crate) fn new(socket: UnixStream) -> io::Result<ControlSocket> {
         socket.set_nonblocking(true)?;
-        let socket = Arc::new(socket);
-        Ok(ControlSocket { socket, frame: vec![], wanted: Header::BYTES, descriptors: vec![] })
+        Ok(ControlSocket::over(Arc::new(socket)))
+    }
+
+    /// Goes on with a socket whose handshake is over.
+    pub(crate) fn over(socket: Arc<UnixStream>) -> ControlSocket {
+        ControlSocket { socket, frame: vec![], wanted: Header::BYTES, descriptors: vec![] }
     }
 
     pub(crate) fn socket(&self) -> &Arc<UnixStream> {

@@ -12,6 +12,7 @@ use lapwing_proto::{
 };
 use lapwing_shm::{Doorbell, OwnMemory, PeerMemory, Segment, SegmentError};
 
+use crate::bulk::BulkTerms;
 use crate::control::{ControlError, ControlSocket, Message};
 use crate::error::ConnectError;
 use crate::link::{Agreed, Link, SharedMemory};
@@ -76,6 +77,7 @@ impl AwaitingAck {
         self,
         control: &ControlSocket,
         message: Message,
+        terms: &BulkTerms,
     ) -> Result<Link, ConnectError> {
         let header = &message.header;
         if header.flags != Flags::NONE || header.id != MessageId::CONNECTION {
@@ -103,11 +105,12 @@ impl AwaitingAck {
         };
         let agreed = Agreed {
             connection_id: ack.connection_id,
+            features: ack.features,
             limits: ack.limits,
             checksum: ack.checksum,
             peer_program: plain(&ack.program),
         };
-        Ok(Link::new(control.socket().clone(), agreed, memory))
+        Ok(Link::new(control.socket().clone(), agreed, memory, terms))
     }
 }
 
@@ -164,7 +167,7 @@ fn join(
             SegmentError::RingBytes(_) => "its ring length is impossible",
             SegmentError::NotMemoryFile => "its segment is not a memory file",
             SegmentError::Unsealed(_) => "its segment lacks seals",
-            SegmentError::Length { .. } => "its segment has the wrong length",
+            SegmentError::Length { .. } | SegmentError::Shape => "its segment has the wrong length",
             SegmentError::SealBusy | SegmentError::Io(_) => "its segment could not be mapped",
         };
         fault(WireError::BadSegment, detail)
@@ -216,6 +219,7 @@ impl Admitted {
         control: &ControlSocket,
         offer: &ServerOffer,
         connection_id: u64,
+        terms: &BulkTerms,
     ) -> Result<Link, HelloReject> {
         let ServerHello { hello, descriptors } = self.0;
         let ack = offer.answer(&hello, connection_id)?;
@@ -246,11 +250,12 @@ impl Admitted {
         sent.map_err(|error| HelloReject::new(WireError::Internal, &error.to_string()))?;
         let agreed = Agreed {
             connection_id,
+            features: ack.features,
             limits: ack.limits,
             checksum: ack.checksum,
             peer_program: plain(&hello.program),
         };
-        Ok(Link::new(control.socket().clone(), agreed, memory))
+        Ok(Link::new(control.socket().clone(), agreed, memory, terms))
     }
 }
 

@@ -37,6 +37,7 @@
 
 mod ambient;
 pub mod blocking;
+mod bulk;
 mod client;
 mod codec;
 mod control;
@@ -53,6 +54,7 @@ mod platform;
 mod server;
 mod waking;
 
+pub use bulk::Reserved;
 pub use client::{
     CallOptions, ClientOptions, ClientStats, ConnectionState, FrameChecksum, Halves, IpcClient,
     ItemSender, ItemStream, Transport, Upload, WhenFull,
@@ -63,7 +65,7 @@ pub use error::{
     BindError, CallError, Code, ConnectError, Delivered, EndReason, EndpointError, Status,
 };
 pub use lapwing_proto::TraceContext;
-pub use lapwing_shm::Spin;
+pub use lapwing_shm::{CooperativePeers, Spin};
 pub use link::Metadata;
 pub use method::{ClientStream, Duplex, Method, OneWay, ServerStream, Unary, shape};
 pub use payload::Payload;

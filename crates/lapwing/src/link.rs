@@ -8,19 +8,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapwing_proto::{
-    CHECKSUM_RANGE, Checksum, Entry, ExtensionBuilder, ExtensionError, Extensions, FrameError,
-    Header, LimitsGranted, MessageId, PeerMisbehaved, TraceContext, WireError, limits,
+    CHECKSUM_RANGE, Checksum, Entry, ExtensionBuilder, ExtensionError, Extensions, Features, Flags,
+    FrameError, Header, LimitsGranted, MessageId, PeerMisbehaved, TraceContext, WireError, limits,
+    take_bulk,
 };
 use lapwing_shm::{
-    BadCommit, Bell, Consumer, Doorbell, OwnMemory, PeerMemory, Producer, ReserveError, Sleeper,
-    layout,
+    BadCommit, Bell, Consumer, Doorbell, OwnBlock, OwnMemory, PeerMemory, Producer, ReserveError,
+    Sleeper, layout,
 };
 
+use crate::bulk::{BulkIn, BulkOut, BulkTerms};
+use crate::payload::{Frame, Payload};
 use crate::platform;
 
 /// Frames up to this length go out as one contiguous copy; longer ones as header and payload, to
 /// save copying the payload twice.
 const GATHERED_BYTES: usize = 1024;
+
+/// Room in a ring that a frame with a bulk descriptor needs beside its header and extension block, at least.
+const DESCRIPTOR_BYTES: usize = 64;
 
 /// Bytes asked of the socket at a time.
 const SOCKET_READ_BYTES: usize = 16 * 1024;
@@ -29,6 +35,7 @@ const SOCKET_READ_BYTES: usize = 16 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Agreed {
     pub(crate) connection_id: u64,
+    pub(crate) features: Features,
     pub(crate) limits: LimitsGranted,
     pub(crate) checksum: Checksum,
     /// The other side's program, as it says.
@@ -44,6 +51,8 @@ pub(crate) struct Link {
     pub(crate) socket: Arc<UnixStream>,
     /// With shared memory: this side's sleep word and what wakes it.
     pub(crate) waking: Option<(Sleeper, Doorbell)>,
+    /// With shared memory: what the socket brings, and the peer's bulk memory.
+    pub(crate) bulk: Option<Arc<BulkIn>>,
 }
 
 /// Shared memory of both sides, checked and mapped.
@@ -60,28 +69,44 @@ impl Link {
         socket: Arc<UnixStream>,
         agreed: Agreed,
         memory: Option<SharedMemory>,
+        terms: &BulkTerms,
     ) -> Link {
-        let (out, r#in, waking, out_max, in_max);
-        let message_bytes = agreed.limits.message_bytes;
-        if let Some(memory) = memory {
-            let SharedMemory { own, own_doorbell, peer, peer_doorbell } = memory;
-            let bell = Arc::new(Bell::new(peer.clone(), peer_doorbell));
-            out_max = message_bytes.min(limits::inline_max(own.ring_bytes()));
-            in_max = message_bytes.min(limits::inline_max(peer.ring_bytes()));
-            let producer = Producer::new(own.clone(), peer.clone());
-            out = Out::Ring { producer, bell: Arc::clone(&bell), fresh: false };
-            r#in = In::Ring { consumer: Consumer::new(own.clone(), peer), bell };
-            waking = Some((Sleeper::new(own), own_doorbell));
-        } else {
-            (out_max, in_max) = (message_bytes, message_bytes);
-            out = Out::Socket { socket: Arc::clone(&socket), backlog: Vec::new(), sent: 0 };
-            r#in = In::Socket { socket: Arc::clone(&socket), buffer: Vec::new(), start: 0, end: 0 };
-            waking = None;
-        }
+        let message_max = agreed.limits.message_bytes;
         let checksum = agreed.checksum;
-        let sending = Sending { out, checksum, payload_max: out_max, scratch: Box::default() };
-        let receiving = Receiving { r#in, checksum, payload_max: in_max };
-        Link { agreed, sending, receiving, socket, waking }
+        let Some(memory) = memory else {
+            let out = Out::Socket { socket: Arc::clone(&socket), backlog: Vec::new(), sent: 0 };
+            let source = Arc::clone(&socket);
+            let r#in = In::Socket { socket: source, buffer: Vec::new(), start: 0, end: 0 };
+            let sending = Sending::new(out, checksum, message_max, message_max);
+            let receiving =
+                Receiving { r#in, checksum, inline_max: message_max, message_max, bulk: None };
+            return Link { agreed, sending, receiving, socket, waking: None, bulk: None };
+        };
+        let SharedMemory { own, own_doorbell, peer, peer_doorbell } = memory;
+        let bell = Arc::new(Bell::new(peer.clone(), peer_doorbell));
+        let has_bulk = agreed.features.contains(Features::BULK);
+        let bulk_max = has_bulk.then(|| limits::bulk_max(message_max));
+        let bulk =
+            BulkIn::new(own.clone(), Arc::clone(&bell), Arc::clone(&socket), bulk_max, terms);
+        let bulk = Arc::new(bulk);
+        let lends = bulk_max
+            .map(|max| Box::new(BulkOut::new(peer.clone(), &socket, message_max, max, terms)));
+        let out_max = message_max.min(limits::inline_max(own.ring_bytes()));
+        let in_max = message_max.min(limits::inline_max(peer.ring_bytes()));
+        let producer = Producer::new(own.clone(), peer.clone());
+        let out = Out::Ring { producer, bell: Arc::clone(&bell), fresh: false, bulk: lends };
+        let r#in = In::Ring { consumer: Consumer::new(own.clone(), peer), bell };
+        let sending =
+            Sending::new(out, checksum, out_max, if has_bulk { message_max } else { out_max });
+        let receiving = Receiving {
+            r#in,
+            checksum,
+            inline_max: in_max,
+            message_max,
+            bulk: Some(Arc::clone(&bulk)),
+        };
+        let waking = Some((Sleeper::new(own), own_doorbell));
+        Link { agreed, sending, receiving, socket, waking, bulk: Some(bulk) }
     }
 }
 
@@ -92,6 +117,8 @@ pub(crate) enum SendError {
     Full,
     /// Longer than the connection takes; the most, in bytes.
     TooLarge(usize),
+    /// The user at the other end has all the bulk memory that it may have.
+    OverQuota,
     /// The connection is broken.
     Broken(Broken),
 }
@@ -110,19 +137,6 @@ pub(crate) enum Broken {
 /// The peer did what the protocol forbids.
 pub(crate) fn misbehaved(error: WireError, detail: &'static str) -> Broken {
     Broken::Misbehaved(PeerMisbehaved { error, detail })
-}
-
-/// With shared memory: whether the socket, which then carries nothing, has ended.
-pub(crate) fn look_at_socket(socket: &UnixStream) -> Result<(), Broken> {
-    match platform::receive(socket, &mut [0]) {
-        Ok(0) => Err(Broken::Ended),
-        Ok(_) => {
-            let detail = "bytes came on the socket of a shared-memory connection";
-            Err(misbehaved(WireError::UnexpectedMessage, detail))
-        }
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }
 
 impl From<io::Error> for Broken {
@@ -162,9 +176,35 @@ impl From<FrameError> for Broken {
 pub(crate) struct Sending {
     out: Out,
     checksum: Checksum,
-    payload_max: u32,
+    /// The longest payload that goes into one frame, in bytes.
+    inline_max: u32,
+    /// The longest payload, in bytes: longer ones than `inline_max` go through bulk memory.
+    message_max: u32,
     /// Room for one gathered frame, made when the first is sent.
     scratch: Box<[u8]>,
+}
+
+/// A payload to be sent: bytes, or a block of bulk memory that has been written in place.
+#[derive(Debug)]
+pub(crate) enum Body<'a> {
+    Bytes(&'a [u8]),
+    Block(&'a mut OwnBlock),
+}
+
+impl Body<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Body::Bytes(bytes) => bytes.len(),
+            Body::Block(block) => block.len(),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Body::Bytes(bytes) => bytes,
+            Body::Block(block) => block.bytes(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -174,6 +214,7 @@ enum Out {
         bell: Arc<Bell<Doorbell>>,
         /// Published since the bell was last looked at.
         fresh: bool,
+        bulk: Option<Box<BulkOut>>,
     },
     Socket {
         socket: Arc<UnixStream>,
@@ -184,16 +225,20 @@ enum Out {
 }
 
 impl Sending {
-    /// The longest payload one frame takes, in bytes.
-    pub(crate) fn payload_max(&self) -> usize {
-        self.payload_max as usize
+    fn new(out: Out, checksum: Checksum, inline_max: u32, message_max: u32) -> Sending {
+        Sending { out, checksum, inline_max, message_max, scratch: Box::default() }
+    }
+
+    /// The longest payload of a message, in bytes.
+    pub(crate) fn message_max(&self) -> usize {
+        self.message_max as usize
     }
 
     /// Sends one frame or none of it. Call [`Sending::flush`] after the last of a batch.
     #[inline(always)]
     pub(crate) fn send(&mut self, mut header: Header, payload: &[u8]) -> Result<(), SendError> {
-        if payload.len() > self.payload_max as usize {
-            return Err(SendError::TooLarge(self.payload_max()));
+        if payload.len() > self.inline_max as usize {
+            return self.send_long(header, &mut Vec::new(), Body::Bytes(payload));
         }
         header.length = payload.len() as u32;
         let length = Header::BYTES + payload.len();
@@ -219,8 +264,9 @@ impl Sending {
         frame: &mut [u8],
     ) -> Result<(), SendError> {
         let length = frame.len() - Header::BYTES;
-        if length > self.payload_max as usize {
-            return Err(SendError::TooLarge(self.payload_max()));
+        if length > self.inline_max as usize {
+            let payload = Body::Bytes(&frame[Header::BYTES..]);
+            return self.send_long(header, &mut Vec::new(), payload);
         }
         header.length = length as u32;
         put_words(frame, header.to_words());
@@ -228,12 +274,120 @@ impl Sending {
         self.out.push(header.to_words(), &frame[Header::BYTES..])
     }
 
+    /// As [`Sending::send`], with the extension block in `extension`, which may be empty for none and is used
+    /// up; and with a payload that may stand in a block.
+    #[inline(never)]
+    pub(crate) fn send_with(
+        &mut self,
+        mut header: Header,
+        extension: &mut Vec<u8>,
+        body: Body<'_>,
+    ) -> Result<(), SendError> {
+        let lends = matches!(&self.out, Out::Ring { bulk: Some(_), .. });
+        let in_block = lends && matches!(body, Body::Block(_));
+        if in_block || extension.len() + body.len() > self.inline_max as usize {
+            return self.send_long(header, extension, body);
+        }
+        if !extension.is_empty() {
+            header.flags = header.flags | Flags::EXTENDED;
+        }
+        extension.extend_from_slice(body.bytes());
+        self.send(header, extension)
+    }
+
+    /// As [`Sending::send`], of a payload that may be in a block.
+    pub(crate) fn send_payload(
+        &mut self,
+        header: Header,
+        payload: &mut Payload,
+    ) -> Result<(), SendError> {
+        match payload.own_block() {
+            None => self.send(header, payload),
+            Some(block) => self.send_with(header, &mut Vec::new(), Body::Block(block)),
+        }
+    }
+
+    /// Sends a payload through bulk memory: a copy of the bytes, or the block itself.
+    #[cold]
+    fn send_long(
+        &mut self,
+        mut header: Header,
+        extension: &mut Vec<u8>,
+        mut body: Body<'_>,
+    ) -> Result<(), SendError> {
+        let length = body.len();
+        let message_max = self.message_max();
+        let Out::Ring { producer, bulk: Some(bulk), .. } = &mut self.out else {
+            return Err(SendError::TooLarge(message_max));
+        };
+        if length > message_max {
+            return Err(SendError::TooLarge(message_max));
+        }
+        // Before anything is copied.
+        if !producer.has_room(Header::BYTES + extension.len() + DESCRIPTOR_BYTES)? {
+            return Err(SendError::Full);
+        }
+        let mut copy;
+        let block = match &mut body {
+            Body::Block(block) if bulk.owns(block) => &mut **block,
+            body => {
+                copy = bulk.take(length)?;
+                copy.bytes_mut().copy_from_slice(body.bytes());
+                &mut copy
+            }
+        };
+        let descriptor = bulk.lend(block).ok_or(SendError::TooLarge(0))?;
+        if extension.is_empty() {
+            extension.extend_from_slice(&[0, 0]);
+        }
+        let told = ExtensionBuilder::go_on(extension, 0)
+            .and_then(|mut entries| entries.push(Entry::Bulk(descriptor)).map(drop));
+        debug_assert!(told.is_ok(), "an extension block of this side's own");
+        header.flags = header.flags | Flags::EXTENDED;
+        header.length = extension.len() as u32;
+        header.checksum = self.checksum.of_parts(&header.encode(), extension);
+        let sent = self.out.push(header.to_words(), extension);
+        if sent.is_err()
+            && let Out::Ring { bulk: Some(bulk), .. } = &mut self.out
+        {
+            bulk.unlend(block);
+        }
+        sent
+    }
+
+    /// Takes a block of bulk memory for a payload of this length, to be written in place. `None` where it would
+    /// not be sent in one.
+    pub(crate) fn reserve(&mut self, bytes: usize) -> Result<Option<OwnBlock>, SendError> {
+        if bytes > self.message_max() {
+            return Err(SendError::TooLarge(self.message_max()));
+        }
+        match &mut self.out {
+            Out::Ring { bulk: Some(bulk), .. } if bytes > self.inline_max as usize => {
+                bulk.take(bytes).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Gives bulk memory back that was not used since the last time.
+    pub(crate) fn sweep(&mut self) -> Result<(), Broken> {
+        match &mut self.out {
+            Out::Ring { bulk: Some(bulk), .. } => bulk.sweep(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether there is bulk memory to be swept.
+    pub(crate) fn has_bulk(&self) -> bool {
+        matches!(&self.out, Out::Ring { bulk: Some(bulk), .. } if bulk.is_in_use())
+    }
+
     /// Wakes the peer if it sleeps and something was sent since; on a socket, sends what is left
     /// over if it takes more. Once for a batch.
     #[inline]
     pub(crate) fn flush(&mut self) -> Result<(), Broken> {
         match &mut self.out {
-            Out::Ring { producer, bell, fresh } => {
+            Out::Ring { producer, bell, fresh, .. } => {
                 if std::mem::take(fresh) {
                     bell.ring_if_asleep()?;
                     producer.fetch_ahead();
@@ -247,12 +401,20 @@ impl Sending {
     /// Whether a payload of this length would go out now.
     pub(crate) fn has_room(&mut self, payload_bytes: usize) -> Result<bool, Broken> {
         match &mut self.out {
-            Out::Ring { producer, .. } => match producer.has_room(Header::BYTES + payload_bytes) {
-                Ok(room) => Ok(room),
-                // Sending it will say so.
-                Err(ReserveError::TooLong { .. }) => Ok(true),
-                Err(error) => Err(broken_ring(error)),
-            },
+            Out::Ring { producer, bulk, .. } => {
+                let long = payload_bytes > self.inline_max as usize;
+                let inline = if long { DESCRIPTOR_BYTES } else { payload_bytes };
+                let room = match producer.has_room(Header::BYTES + inline) {
+                    Ok(room) => room,
+                    // Sending it will say so.
+                    Err(ReserveError::TooLong { .. }) => true,
+                    Err(error) => return Err(broken_ring(error)),
+                };
+                match bulk {
+                    Some(bulk) if long && room => bulk.has_room(payload_bytes),
+                    _ => Ok(room),
+                }
+            }
             Out::Socket { socket, backlog, sent } => drain_backlog(socket, backlog, sent),
         }
     }
@@ -356,7 +518,11 @@ fn drain_backlog(
 pub(crate) struct Receiving {
     r#in: In,
     checksum: Checksum,
-    payload_max: u32,
+    /// The longest payload of one frame, in bytes.
+    inline_max: u32,
+    /// The longest payload, in bytes.
+    message_max: u32,
+    bulk: Option<Arc<BulkIn>>,
 }
 
 #[derive(Debug)]
@@ -376,22 +542,45 @@ enum In {
 
 impl Receiving {
     /// Takes the next whole frame into `frame` (header, its checksum field zero, and payload),
-    /// checked; `None` when there is none yet.
+    /// checked; `None` when there is none yet. A payload in bulk memory is there, too, and the header says its
+    /// length.
     #[inline(always)]
-    pub(crate) fn next(&mut self, frame: &mut Vec<u8>) -> Result<Option<Header>, Broken> {
+    pub(crate) fn next(&mut self, frame: &mut Frame) -> Result<Option<Header>, Broken> {
         frame.clear();
+        let bytes = &mut frame.bytes;
         let header = match &mut self.r#in {
-            In::Ring { consumer, bell } => take_record(consumer, bell, self.payload_max, frame)?,
+            In::Ring { consumer, bell } => take_record(consumer, bell, self.inline_max, bytes)?,
             In::Socket { socket, buffer, start, end } => {
-                take_from_socket(socket, buffer, start, end, self.payload_max, frame)?
+                take_from_socket(socket, buffer, start, end, self.inline_max, bytes)?
             }
         };
-        if let Some(header) = &header {
-            let expected = self.checksum.of_zeroed(frame);
-            if expected != header.checksum {
-                return Err(FrameError::Checksum { expected, found: header.checksum }.into());
-            }
+        let Some(header) = header else { return Ok(None) };
+        let expected = self.checksum.of_zeroed(&frame.bytes);
+        if expected != header.checksum {
+            return Err(FrameError::Checksum { expected, found: header.checksum }.into());
         }
+        if header.flags.contains(Flags::EXTENDED) && header.kind.is_application() {
+            return self.with_bulk(header, frame).map(Some);
+        }
+        Ok(Some(header))
+    }
+
+    /// Finds the payload of a frame that may have it in bulk memory.
+    #[cold]
+    fn with_bulk(&self, mut header: Header, frame: &mut Frame) -> Result<Header, Broken> {
+        let Some(bulk) = &self.bulk else { return Ok(header) };
+        let taken = take_bulk(&mut frame.bytes, Header::BYTES);
+        let detail = "an extension block cannot be understood";
+        let taken = taken.map_err(|_| misbehaved(WireError::BadExtension, detail))?;
+        let Some(descriptor) = taken else { return Ok(header) };
+        if descriptor.length > self.message_max.into() {
+            return Err(misbehaved(WireError::FrameTooLong, "a bulk payload is too long"));
+        }
+        frame.long = Some(Box::new(bulk.payload(descriptor)?));
+        if frame.bytes.len() == Header::BYTES {
+            header.flags = header.flags.without(Flags::EXTENDED);
+        }
+        header.length = (frame.bytes.len() - Header::BYTES) as u32 + descriptor.length as u32;
         Ok(header)
     }
 
@@ -572,7 +761,8 @@ pub(crate) struct Carried {
 ///
 /// What keeps the frame from being understood; it is as it was then.
 #[cold]
-pub(crate) fn take_extensions(frame: &mut Vec<u8>) -> Result<Carried, ExtensionError> {
+pub(crate) fn take_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
+    let frame = &mut frame.bytes;
     let (extensions, rest) = Extensions::parse(&frame[Header::BYTES..])?;
     let mut carried = Carried::default();
     for entry in extensions.iter() {
@@ -615,7 +805,7 @@ pub(crate) fn put_extensions(
     Ok(())
 }
 
-/// The type of a bulk descriptor, which this version does not take.
+/// The type of a bulk descriptor, which has no meaning on the socket.
 const BULK: u8 = 0x83;
 
 #[cfg(test)]

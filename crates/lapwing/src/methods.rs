@@ -59,7 +59,7 @@ pub(crate) fn agreement(core: &Core) -> Agreement {
         server_program: agreed.peer_program.clone(),
         shared_memory: core.doorbell.is_some(),
         checksum: Checksum::name(agreed.checksum),
-        request_bytes: crate::client::lock(&core.outbox).sending.payload_max(),
+        request_bytes: crate::client::lock(&core.outbox).sending.message_max(),
         calls_in_flight: agreed.limits.calls_in_flight,
     }
 }

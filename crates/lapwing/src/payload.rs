@@ -1,10 +1,13 @@
-//! Bytes of a message that have been copied out of the transport.
+//! Bytes of a message: copied out of the transport, or in a block of bulk memory.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::Deref;
 
 use lapwing_proto::Header;
+use lapwing_shm::OwnBlock;
+
+use crate::bulk::Long;
 
 /// Frame buffers that a thread keeps for reuse: the window of a stream in items, and a few calls.
 const KEPT_BUFFERS: usize = 72;
@@ -47,34 +50,44 @@ thread_local! {
     static KEPT: RefCell<Kept> = const { RefCell::new(Kept { buffers: Vec::new(), bytes: 0 }) };
 }
 
-/// The payload of a request or a reply. Its bytes are private to this process.
+/// The payload of a request or a reply.
 ///
 /// Its buffer goes back to the thread it is dropped on, so that a steady flow of calls allocates
 /// nothing.
+///
+/// A payload that came through bulk memory holds a copy, or with
+/// [`CooperativePeers`](crate::CooperativePeers) the sender's block itself, which goes back to it when the
+/// payload is dropped.
 pub struct Payload {
     bytes: Vec<u8>,
     /// Bytes in front of the payload: a frame's header, or none.
     start: usize,
+    /// Where a long payload is; then `bytes` is empty.
+    long: Option<Box<Long>>,
 }
 
 impl Payload {
     /// An empty payload.
     #[must_use]
     pub const fn empty() -> Payload {
-        Payload { bytes: Vec::new(), start: 0 }
+        Payload { bytes: Vec::new(), start: 0, long: None }
     }
 
     /// The bytes.
     #[must_use]
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..]
+        match &self.long {
+            None => &self.bytes[self.start..],
+            Some(long) => long.bytes(),
+        }
     }
 
     /// The bytes in a vector of their own.
     #[must_use]
     pub fn into_vec(mut self) -> Vec<u8> {
-        if self.start == 0 { std::mem::take(&mut self.bytes) } else { self.bytes().to_vec() }
+        let whole = self.start == 0 && self.long.is_none();
+        if whole { std::mem::take(&mut self.bytes) } else { self.bytes().to_vec() }
     }
 
     /// An empty buffer of this thread's, for a payload to be made.
@@ -82,12 +95,53 @@ impl Payload {
         KEPT.try_with(|kept| kept.borrow_mut().take()).ok().flatten().unwrap_or_default()
     }
 
-    /// Takes the payload of the frame in `frame`, which holds a header and then the payload, and
-    /// leaves an empty buffer there.
+    pub(crate) fn from_long(long: Long) -> Payload {
+        Payload { bytes: Vec::new(), start: 0, long: Some(Box::new(long)) }
+    }
+
+    /// The block of this side's bulk memory that the payload lies in, if it does.
+    pub(crate) fn own_block(&mut self) -> Option<&mut OwnBlock> {
+        match self.long.as_deref_mut() {
+            Some(Long::Own(block)) => Some(block),
+            _ => None,
+        }
+    }
+}
+
+/// A frame that was received: its header and what follows, and a long payload apart.
+#[derive(Default, Debug)]
+pub(crate) struct Frame {
+    /// Header, extension block if there is one, and the payload unless `long` has it.
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) long: Option<Box<Long>>,
+}
+
+impl Frame {
+    /// The payload; behind the extension block only once that was taken out.
     #[inline]
-    pub(crate) fn take_from(frame: &mut Vec<u8>) -> Payload {
-        let bytes = std::mem::replace(frame, Payload::buffer());
-        Payload { bytes, start: Header::BYTES }
+    pub(crate) fn payload(&self) -> &[u8] {
+        match &self.long {
+            None => &self.bytes[Header::BYTES..],
+            Some(long) => long.bytes(),
+        }
+    }
+
+    /// Takes the payload, and leaves an empty buffer.
+    #[inline]
+    pub(crate) fn take_payload(&mut self) -> Payload {
+        let long = self.long.take();
+        let bytes = std::mem::replace(&mut self.bytes, Payload::buffer());
+        if long.is_some() {
+            return Payload { bytes: Vec::new(), start: 0, long };
+        }
+        Payload { bytes, start: Header::BYTES, long }
+    }
+
+    /// Makes room for the next one.
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.long = None;
     }
 }
 
@@ -120,7 +174,7 @@ impl AsRef<[u8]> for Payload {
 
 impl From<Vec<u8>> for Payload {
     fn from(bytes: Vec<u8>) -> Payload {
-        Payload { bytes, start: 0 }
+        Payload { bytes, start: 0, long: None }
     }
 }
 
@@ -153,17 +207,17 @@ impl fmt::Debug for Payload {
 mod tests {
     use super::*;
 
-    fn frame(payload: &[u8]) -> Vec<u8> {
-        let mut frame = vec![0xEE; Header::BYTES];
-        frame.extend_from_slice(payload);
-        frame
+    fn frame(payload: &[u8]) -> Frame {
+        let mut bytes = vec![0xEE; Header::BYTES];
+        bytes.extend_from_slice(payload);
+        Frame { bytes, long: None }
     }
 
     #[test]
     fn payload_of_every_small_length_keeps_its_bytes() {
         for length in 0..300 {
             let bytes: Vec<u8> = (0..length).map(|i| i as u8).collect();
-            let payload = Payload::take_from(&mut frame(&bytes));
+            let payload = frame(&bytes).take_payload();
             assert_eq!(payload.bytes(), bytes);
             assert_eq!(payload.into_vec(), bytes);
             assert_eq!(Payload::from(bytes.clone()).into_vec(), bytes);
@@ -172,13 +226,13 @@ mod tests {
 
     #[test]
     fn dropped_payload_gives_its_buffer_to_the_next() {
-        let first = Payload::take_from(&mut frame(&[7; 5000]));
+        let first = frame(&[7; 5000]).take_payload();
         let address = first.bytes().as_ptr();
         drop(first);
         let mut scratch = frame(&[8; 5000]);
-        let _second = Payload::take_from(&mut scratch);
-        assert_eq!(scratch.as_ptr().wrapping_add(Header::BYTES), address);
-        assert!(scratch.is_empty());
+        let _second = scratch.take_payload();
+        assert_eq!(scratch.bytes.as_ptr().wrapping_add(Header::BYTES), address);
+        assert!(scratch.bytes.is_empty());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 
 use lapwing_shm::Doorbell;
 use tokio::io::Interest;
@@ -84,6 +85,14 @@ impl Bells {
             Poll::Pending
         })
         .await
+    }
+}
+
+/// Waits until then; for ever without a time.
+pub(crate) async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 

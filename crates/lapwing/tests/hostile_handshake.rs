@@ -627,7 +627,7 @@ fn grants() -> Vec<Grant> {
     use Transport::{SharedMemory, Socket};
     vec![
         ("version 2", Socket, |g| answer_with(&g, |ack| ack.version = 2, &[])),
-        ("a feature", Socket, |g| answer_with(&g, |ack| ack.features.0 = 1, &[])),
+        ("a feature", Socket, |g| answer_with(&g, |ack| ack.features.0 = 1 << 40, &[])),
         ("longer messages", Socket, |g| {
             let more = |ack: &mut HelloAck| {
                 ack.limits = LimitsGranted { message_bytes: u32::MAX, ..ack.limits };

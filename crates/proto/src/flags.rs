@@ -72,6 +72,13 @@ impl Flags {
         Flags(self.0 | other.0)
     }
 
+    /// These flags but those of `other`.
+    #[inline]
+    #[must_use]
+    pub const fn without(self, other: Flags) -> Flags {
+        Flags(self.0 & !other.0)
+    }
+
     /// Whether any flag of `other` is set.
     #[inline]
     #[must_use]

@@ -24,6 +24,8 @@
 //! word that a peer wrote: see [`ring`] for the checks and [`memory`] for the rules of reading.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+#[cfg(not(loom))]
+mod buffer;
 pub mod bulk;
 #[cfg(not(loom))]
 pub mod floor;
@@ -41,6 +43,8 @@ pub mod sys;
 mod waiter;
 mod wakeup;
 
+#[cfg(not(loom))]
+pub use buffer::{Buffer, sweep_buffers};
 pub use bulk::Returns;
 #[cfg(not(loom))]
 pub use bulk::{BlockPool, BulkShape, FreshSegment, OwnBlock, PeerBlock, PeerSegment, TakeError};

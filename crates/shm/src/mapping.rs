@@ -56,11 +56,19 @@ impl Mapping {
         Ok(reserved)
     }
 
+    /// Maps `bytes` bytes of this process's own, readable and writable, zeros at first.
+    pub(crate) fn private(bytes: usize) -> io::Result<Mapping> {
+        Mapping::anonymous(bytes, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
     fn reserve(bytes: usize) -> io::Result<Mapping> {
+        Mapping::anonymous(bytes, ProtFlags::empty())
+    }
+
+    fn anonymous(bytes: usize, protection: ProtFlags) -> io::Result<Mapping> {
         // SAFETY: a new anonymous mapping at an address the kernel picks touches no existing memory.
-        let base = unsafe {
-            mm::mmap_anonymous(ptr::null_mut(), bytes, ProtFlags::empty(), MapFlags::PRIVATE)?
-        };
+        let base =
+            unsafe { mm::mmap_anonymous(ptr::null_mut(), bytes, protection, MapFlags::PRIVATE)? };
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap gave null"))?;
         Ok(Mapping { base, bytes })
     }

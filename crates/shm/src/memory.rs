@@ -19,7 +19,7 @@ pub use model::{OwnMemory, PeerMemory, model_pair};
 #[cfg(not(loom))]
 pub use real::{CooperativePeers, OwnMemory, PeerMemory};
 #[cfg(not(loom))]
-pub(crate) use real::{OwnBulk, PeerBulk};
+pub(crate) use real::{OwnBulk, PeerBulk, PrivateBytes};
 
 #[cfg(not(loom))]
 mod real {
@@ -248,8 +248,6 @@ mod real {
         }
 
         /// As [`OwnBulk::slice`], for writing.
-        // The one handle is borrowed exclusively; the segment is shared with its other blocks.
-        #[expect(clippy::mut_from_ref)]
         pub(crate) fn slice_mut<'a, T>(
             &'a self,
             _whole: &'a mut T,
@@ -261,6 +259,33 @@ mod real {
             // reference to these bytes exists in this process. The peer may read them at any time, which is
             // outside this program's memory model and changes nothing here.
             unsafe { std::slice::from_raw_parts_mut(to, bytes) }
+        }
+    }
+
+    /// Anonymous memory of this process alone, zeros at first.
+    #[derive(Debug)]
+    pub(crate) struct PrivateBytes(Mapping);
+
+    impl PrivateBytes {
+        pub(crate) fn map(bytes: usize) -> io::Result<PrivateBytes> {
+            Mapping::private(bytes).map(PrivateBytes)
+        }
+
+        pub(crate) fn bytes(&self) -> usize {
+            self.0.bytes()
+        }
+
+        pub(crate) fn slice(&self) -> &[u8] {
+            let from = self.0.base().as_ptr().cast_const();
+            // SAFETY: the whole mapping, which is this value's own (invariant M), initialized as zeros, and
+            // written only through `&mut self`.
+            unsafe { std::slice::from_raw_parts(from, self.0.bytes()) }
+        }
+
+        pub(crate) fn slice_mut(&mut self) -> &mut [u8] {
+            let to = self.0.base().as_ptr();
+            // SAFETY: as in `slice`, borrowed exclusively.
+            unsafe { std::slice::from_raw_parts_mut(to, self.0.bytes()) }
         }
     }
 
@@ -279,17 +304,12 @@ mod real {
             self.0.base().as_ptr().wrapping_add(offset).cast_const()
         }
 
-        /// Copies `bytes` bytes out to the end of `into`, growing it as needed.
-        pub(crate) fn append(&self, offset: usize, bytes: usize, into: &mut Vec<u8>) {
-            let from = self.at(offset, bytes);
-            into.reserve(bytes);
-            let old = into.len();
-            let to = into.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-            // SAFETY: `from` is in bounds for `bytes` (checked by `at`), and `to` has room for `bytes`
-            // (reserved above); private memory, so they do not overlap.
-            unsafe { from.copy_to_nonoverlapping(to, bytes) };
-            // SAFETY: the copy above initialized `bytes` bytes behind `old`, within the capacity.
-            unsafe { into.set_len(old + bytes) };
+        /// Copies bytes out. They are whatever the peer has there while the copy runs.
+        pub(crate) fn read(&self, offset: usize, into: &mut [u8]) {
+            let from = self.at(offset, into.len());
+            // SAFETY: in bounds (checked by `at`); `into` is private, so they do not overlap. A peer that
+            // writes meanwhile is outside this program's memory model; any byte is a valid u8.
+            unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
         }
 
         /// The bytes in place.

@@ -7,8 +7,8 @@ mod typed;
 
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use lapwing_proto::{Description, Kind};
 use lapwing_shm::{Poller, Spin};
 
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
+use crate::bulk::Reserved;
 use crate::client::{
     Core, Inbox, LINGER, Outcome, Outgoing, Room, StartError, Started, WhenFull, at_once, lock,
     state_of,
@@ -25,7 +26,7 @@ use crate::control::ControlSocket;
 use crate::endpoint;
 use crate::error::{CallError, ConnectError};
 use crate::handshake::ClientHello;
-use crate::link::{Broken, look_at_socket};
+use crate::link::Broken;
 use crate::payload::Payload;
 use crate::{ClientOptions, ClientStats, ConnectionState, methods, platform};
 
@@ -107,7 +108,8 @@ impl IpcClient {
                 return Err(late());
             }
         };
-        let core = Core::new(awaiting.receive(&control, message)?, options.spin);
+        let link = awaiting.receive(&control, message, &options.bulk_terms())?;
+        let core = Core::new(link, options.spin);
         let poller = Poller::new(core.doorbell.as_deref(), core.socket.as_fd())?;
         let shared = Shared { core, poller, followers: AtomicUsize::new(0), drain: options.drain };
         Ok(IpcClient { shared: Arc::new(shared) })
@@ -140,7 +142,7 @@ impl IpcClient {
     /// [`CallError`] when the request was not sent.
     pub fn submit(&self, kind: u16, payload: &[u8]) -> Result<PendingCall<'_>, CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        let out = Outgoing { kind, payload, travel: None };
+        let out = Outgoing::plain(kind, payload);
         let call = self.start(None, |core| core.start_call(out))?;
         Ok(PendingCall { client: self, call: Some(call) })
     }
@@ -153,6 +155,32 @@ impl IpcClient {
     pub fn send_oneway(&self, kind: u16, payload: &[u8]) -> Result<(), CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
         self.send_kind(kind, payload, WhenFull::Wait)
+    }
+
+    /// Room for a request of `bytes` bytes, to be written in place and sent by
+    /// [`IpcClient::call_reserved`]. Waits while this side's bulk memory is used up.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::TooLarge`] for more than a message may have, or what ended the connection.
+    pub fn reserve(&self, bytes: usize) -> Result<Reserved, CallError> {
+        self.start(None, |core| core.reserve(bytes))
+    }
+
+    /// As [`IpcClient::call_raw`], with a request that was written in place: a long one is not copied.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_raw`].
+    pub fn call_reserved(&self, kind: u16, request: Reserved) -> Result<Payload, CallError> {
+        let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
+        match request.into_parts() {
+            Ok(block) => {
+                let block = Mutex::new(block);
+                self.call_out(Outgoing { block: Some(&block), ..Outgoing::plain(kind, &[]) })
+            }
+            Err(bytes) => self.call_kind(kind, &bytes),
+        }
     }
 
     /// Asks the connection itself for an answer, past every route; the time it took.
@@ -189,7 +217,7 @@ impl IpcClient {
         if core.end().is_none()
             && let Ok(mut inbox) = core.inbox.try_lock()
         {
-            let looked = core.deliver(&mut inbox, None).and_then(|_| self.look_at_socket());
+            let looked = core.deliver(&mut inbox, None).and_then(|_| core.look_at_socket());
             if let Err(broken) = looked {
                 self.end(&mut inbox, &broken);
             }
@@ -216,7 +244,7 @@ impl IpcClient {
     }
 
     fn send_kind(&self, kind: Kind, payload: &[u8], when_full: WhenFull) -> Result<(), CallError> {
-        let out = Outgoing { kind, payload, travel: None };
+        let out = Outgoing::plain(kind, payload);
         let core = &self.shared.core;
         match when_full {
             WhenFull::Wait => return self.start(None, |core| core.start_oneway(out)),
@@ -231,7 +259,7 @@ impl IpcClient {
     }
 
     fn call_kind(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
-        self.call_out(Outgoing { kind, payload, travel: None })
+        self.call_out(Outgoing::plain(kind, payload))
     }
 
     #[inline]
@@ -418,7 +446,7 @@ impl IpcClient {
                 return None;
             }
             let rested = if inbox.spinner.policy() == Spin::Always && core.doorbell.is_some() {
-                self.look_at_socket()
+                core.look_at_socket()
             } else {
                 self.sleep(inbox, deadline)
             };
@@ -447,13 +475,7 @@ impl IpcClient {
         if backlog {
             self.shared.poller.want_writable(core.socket.as_fd(), false)?;
         }
-        if wake.socket { self.look_at_socket() } else { Ok(()) }
-    }
-
-    /// With shared memory the socket carries nothing but the server's end.
-    fn look_at_socket(&self) -> Result<(), Broken> {
-        let core = &self.shared.core;
-        if core.doorbell.is_some() { look_at_socket(&core.socket) } else { Ok(()) }
+        if wake.socket { core.look_at_socket() } else { Ok(()) }
     }
 
     #[cold]

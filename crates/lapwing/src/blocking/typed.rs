@@ -47,7 +47,7 @@ impl IpcClient {
         let (kind, payload) = written(method, request, "request")?;
         let travel = options.travel();
         let travel = travel.as_ref();
-        let reply = self.call_out(Outgoing { kind, payload: &payload, travel })?;
+        let reply = self.call_out(Outgoing { travel, ..Outgoing::plain(kind, &payload) })?;
         read::<R, C>(method.name(), "reply", reply)
     }
 
@@ -61,7 +61,7 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let (kind, payload) = written(method, request, "request")?;
-        let out = Outgoing { kind, payload: &payload, travel: None };
+        let out = Outgoing::plain(kind, &payload);
         let call = at_once(self.shared.core.start_call(out))?;
         self.sent(None);
         read::<R, C>(method.name(), "reply", self.collect(&call, None)?)
@@ -156,7 +156,7 @@ impl IpcClient {
     ) -> Result<OpenCall, CallError> {
         let travel = options.travel();
         let deadline = travel.as_ref().and_then(|travel| travel.deadline);
-        let out = Outgoing { kind, payload, travel: travel.as_ref() };
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
         let call = self.start(deadline, |core| core.start(out, brings))?;
         Ok(OpenCall { client: IpcClient { shared: Arc::clone(&self.shared) }, call, deadline })
     }

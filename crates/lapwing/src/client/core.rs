@@ -23,17 +23,18 @@ use lapwing_proto::{
     CallTable, Credit, Flags, Goodbye, Header, Kind, Lookup, MessageId, Status, TraceContext,
     WireError, limits,
 };
-use lapwing_shm::{Doorbell, Sleeper, Spin, Spinner};
+use lapwing_shm::{Doorbell, OwnBlock, Sleeper, Spin, Spinner};
 
 use super::stats::Counters;
 use super::streams::{Owed, StreamCall};
+use crate::bulk::{BulkIn, Reserved};
 use crate::error::{CallError, Delivered, EndReason};
 use crate::handshake::plain;
 use crate::link::{
-    Agreed, Broken, Link, Metadata, Receiving, SendError, Sending, call_header, connection_header,
-    misbehaved, put_extensions, take_extensions,
+    Agreed, Body, Broken, Link, Metadata, Receiving, SendError, Sending, call_header,
+    connection_header, misbehaved, put_extensions, take_extensions,
 };
-use crate::payload::Payload;
+use crate::payload::{Frame, Payload};
 
 /// Locks, also after a panic elsewhere: every critical section leaves its value whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -89,7 +90,7 @@ pub(crate) struct Outbox {
 #[derive(Debug)]
 pub(crate) struct Inbox {
     receiving: Receiving,
-    frame: Vec<u8>,
+    frame: Frame,
     pub(crate) sleeper: Option<Sleeper>,
     pub(crate) spinner: Spinner,
     /// Frames delivered so far: tells a driver whether anything moved.
@@ -103,6 +104,7 @@ pub(crate) struct Core {
     pub(crate) inbox: Mutex<Inbox>,
     pub(crate) socket: Arc<UnixStream>,
     pub(crate) doorbell: Option<Arc<Doorbell>>,
+    bulk: Option<Arc<BulkIn>>,
     pub(crate) agreed: Agreed,
     pub(crate) counters: Counters,
     /// Calls in the table, abandoned and retired ones included; written under `outbox`.
@@ -141,8 +143,35 @@ pub(crate) struct Room {
 pub(crate) struct Outgoing<'a> {
     pub(crate) kind: Kind,
     pub(crate) payload: &'a [u8],
+    /// Instead of `payload`: a block of bulk memory. Locked only while it is sent.
+    pub(crate) block: Option<&'a Mutex<OwnBlock>>,
     /// What its extension block carries, if it has one.
     pub(crate) travel: Option<&'a Travel<'a>>,
+}
+
+impl<'a> Outgoing<'a> {
+    /// Bytes, with nothing beside them.
+    #[inline]
+    pub(crate) fn plain(kind: Kind, payload: &'a [u8]) -> Outgoing<'a> {
+        Outgoing { kind, payload, block: None, travel: None }
+    }
+
+    /// What it waits for. A block has its place in bulk memory already.
+    #[inline]
+    fn room(&self, place: bool) -> Room {
+        let bytes = if self.block.is_some() { 0 } else { self.payload.len() };
+        Room { bytes, place }
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.block.map_or(self.payload.len(), |block| lock(block).len())
+    }
+
+    #[inline]
+    fn is_plain(&self) -> bool {
+        self.travel.is_none() && self.block.is_none()
+    }
 }
 
 /// What goes with a call beside its payload.
@@ -175,7 +204,7 @@ pub(crate) struct Started {
 
 impl Core {
     pub(crate) fn new(link: Link, spin: Spin) -> Core {
-        let Link { agreed, sending, receiving, socket, waking } = link;
+        let Link { agreed, sending, receiving, socket, waking, bulk } = link;
         let (sleeper, doorbell) = waking.unzip();
         let calls = CallTable::with_capacity(agreed.limits.calls_in_flight);
         let outbox = Outbox {
@@ -190,7 +219,7 @@ impl Core {
         };
         let inbox = Inbox {
             receiving,
-            frame: Vec::new(),
+            frame: Frame::default(),
             sleeper,
             spinner: Spinner::new(spin),
             delivered: 0,
@@ -200,6 +229,7 @@ impl Core {
             inbox: Mutex::new(inbox),
             socket,
             doorbell: doorbell.map(Arc::new),
+            bulk,
             agreed,
             counters: Counters::new(),
             in_flight: AtomicU32::new(0),
@@ -278,7 +308,7 @@ impl Core {
             Brings::Reply => Call::Waiting { waker: None, kind: out.kind, begun },
             Brings::Items { .. } => Call::Stream(Box::new(StreamCall::new(out.kind, begun))),
         };
-        let room = Room { bytes: out.payload.len(), place: true };
+        let room = out.room(true);
         let Ok(id) = outbox.calls.insert(call) else {
             return Err(StartError::Full(room));
         };
@@ -287,16 +317,17 @@ impl Core {
             _ => Flags::REQUEST,
         };
         let header = call_header(flags, out.kind, id);
-        let sent = match out.travel {
-            None => outbox.sending.send(header, out.payload).map_err(|e| self.refused(e, room)),
-            Some(travel) => self.send_extended(&mut outbox, header, out.payload, travel, room),
+        let sent = if out.is_plain() {
+            outbox.sending.send(header, out.payload).map_err(|e| self.refused(e, room))
+        } else {
+            self.send_extended(&mut outbox, header, out, room)
         };
         if let Err(error) = sent {
             outbox.calls.remove(id);
             return Err(error);
         }
         self.in_flight.store(outbox.calls.len() as u32, Ordering::Relaxed);
-        self.counters.sent(out.payload.len());
+        self.counters.sent(out.len());
         if let Err(broken) = outbox.sending.flush() {
             drop(outbox);
             // The frame is out: whether the call runs is open. Its caller finds the end.
@@ -310,32 +341,63 @@ impl Core {
         &self,
         outbox: &mut Outbox,
         mut header: Header,
-        payload: &[u8],
-        travel: &Travel<'_>,
+        out: Outgoing<'_>,
         room: Room,
     ) -> Result<(), StartError> {
-        // What is left now: it may have waited for room.
-        let left = |at: Instant| at.saturating_duration_since(Instant::now());
-        let remaining = travel.deadline.map(left);
-        if remaining.is_some_and(|left| left < Duration::from_micros(1)) {
-            self.counters.failed();
-            return Err(StartError::Failed(CallError::DeadlineExceeded));
-        }
-        if travel.priority {
-            header.flags = header.flags | Flags::PRIORITY;
-        }
         let Outbox { sending, extended, .. } = outbox;
         extended.clear();
-        put_extensions(extended, remaining, travel.trace, travel.metadata)
-            .map_err(|error| StartError::Failed(CallError::BadMetadata(error.to_string())))?;
+        if let Some(travel) = out.travel {
+            // What is left now: it may have waited for room.
+            let left = |at: Instant| at.saturating_duration_since(Instant::now());
+            let remaining = travel.deadline.map(left);
+            if remaining.is_some_and(|left| left < Duration::from_micros(1)) {
+                self.counters.failed();
+                return Err(StartError::Failed(CallError::DeadlineExceeded));
+            }
+            if travel.priority {
+                header.flags = header.flags | Flags::PRIORITY;
+            }
+            put_extensions(extended, remaining, travel.trace, travel.metadata)
+                .map_err(|error| StartError::Failed(CallError::BadMetadata(error.to_string())))?;
+        }
         let room = Room { bytes: room.bytes + extended.len(), ..room };
-        extended.extend_from_slice(payload);
-        header.flags = header.flags | Flags::EXTENDED;
-        let sent = sending.send(header, extended);
+        let sent = match out.block {
+            None => sending.send_with(header, extended, Body::Bytes(out.payload)),
+            Some(block) => sending.send_with(header, extended, Body::Block(&mut lock(block))),
+        };
         if extended.capacity() > 64 * 1024 {
             *extended = Vec::new();
         }
         sent.map_err(|error| self.refused(error, room))
+    }
+
+    /// Room for a payload to be written in place.
+    pub(crate) fn reserve(&self, bytes: usize) -> Result<Reserved, StartError> {
+        let mut outbox = self.outbox();
+        self.check_open(&outbox)?;
+        match outbox.sending.reserve(bytes) {
+            Ok(block) => Ok(Reserved::new(block, bytes)),
+            Err(error) => Err(self.refused(error, Room { bytes, place: false })),
+        }
+    }
+
+    /// With shared memory: takes what has come on the socket, which may be its end.
+    pub(crate) fn look_at_socket(&self) -> Result<(), Broken> {
+        self.bulk.as_ref().map_or(Ok(()), |bulk| bulk.look_at_socket())
+    }
+
+    /// Whether there is bulk memory that should be swept in a while.
+    pub(crate) fn has_bulk(&self) -> bool {
+        let Some(bulk) = &self.bulk else { return false };
+        bulk.is_in_use() || lock(&self.outbox).sending.has_bulk()
+    }
+
+    /// Gives bulk memory back that was not used since the last time.
+    pub(crate) fn sweep_bulk(&self) -> Result<(), Broken> {
+        if let Some(bulk) = &self.bulk {
+            bulk.sweep();
+        }
+        self.outbox().sending.sweep()
     }
 
     /// Sends a message that has no answer.
@@ -343,12 +405,13 @@ impl Core {
         let mut outbox = self.outbox();
         self.check_open(&outbox)?;
         let header = call_header(Flags::NONE, out.kind, MessageId::CONNECTION);
-        let room = Room { bytes: out.payload.len(), place: false };
-        match out.travel {
-            None => outbox.sending.send(header, out.payload).map_err(|e| self.refused(e, room))?,
-            Some(travel) => self.send_extended(&mut outbox, header, out.payload, travel, room)?,
+        let room = out.room(false);
+        if out.is_plain() {
+            outbox.sending.send(header, out.payload).map_err(|e| self.refused(e, room))?;
+        } else {
+            self.send_extended(&mut outbox, header, out, room)?;
         }
-        self.counters.sent(out.payload.len());
+        self.counters.sent(out.len());
         let flushed = outbox.sending.flush();
         drop(outbox);
         if let Err(broken) = flushed {
@@ -378,6 +441,10 @@ impl Core {
             SendError::TooLarge(max) => {
                 self.counters.failed();
                 StartError::Failed(CallError::TooLarge { length: room.bytes, max })
+            }
+            SendError::OverQuota => {
+                let status = Status::resource_exhausted(WireError::QuotaBulk.sentence());
+                StartError::Failed(status.into())
             }
             SendError::Broken(broken) => StartError::Failed(self.broken_error(&broken)),
         }
@@ -626,7 +693,7 @@ impl Core {
                     return Ok(outcome);
                 }
             } else {
-                self.handle_connection_frame(&header, &inbox.frame)?;
+                self.handle_connection_frame(&header, &inbox.frame.bytes)?;
             }
         }
         Ok(None)
@@ -636,7 +703,7 @@ impl Core {
     fn deliver_response(
         &self,
         header: &Header,
-        frame: &mut Vec<u8>,
+        frame: &mut Frame,
         mine: Option<&Started>,
     ) -> Result<Option<Outcome>, Broken> {
         if header.flags.contains(Flags::STREAM) {
@@ -706,7 +773,7 @@ impl Core {
 
     /// An item of a stream of replies.
     #[inline(never)]
-    fn deliver_item(&self, header: &Header, frame: &mut Vec<u8>) -> Result<(), Broken> {
+    fn deliver_item(&self, header: &Header, frame: &mut Frame) -> Result<(), Broken> {
         if header.flags.intersects(UNSUPPORTED | Flags::ERROR | Flags::EXTENDED) {
             return Err(misbehaved(WireError::BadFlags, "an item carries a flag that it may not"));
         }
@@ -729,7 +796,7 @@ impl Core {
             return Err(misbehaved(WireError::UnexpectedMessage, detail));
         }
         self.counters.received(header.length as usize, None);
-        let reader = stream.arrive(Payload::take_from(frame))?;
+        let reader = stream.arrive(frame.take_payload())?;
         drop(outbox);
         if let Some(waker) = reader {
             waker.wake();
@@ -762,7 +829,7 @@ impl Core {
     }
 
     #[inline(always)]
-    fn outcome(&self, header: &Header, frame: &mut Vec<u8>) -> Result<Outcome, Broken> {
+    fn outcome(&self, header: &Header, frame: &mut Frame) -> Result<Outcome, Broken> {
         if header.flags.intersects(UNSUPPORTED) {
             return Err(misbehaved(WireError::BadFlags, "a flag that was not agreed on"));
         }
@@ -772,11 +839,11 @@ impl Core {
         }
         if header.flags.contains(Flags::ERROR) {
             self.counters.failed();
-            let status = Status::decode(&frame[Header::BYTES..])
+            let status = Status::decode(frame.payload())
                 .map_err(|_| misbehaved(WireError::BadMessage, "its status cannot be read"))?;
             return Ok(Outcome::Status(Box::new(status)));
         }
-        Ok(Outcome::Reply(Payload::take_from(frame)))
+        Ok(Outcome::Reply(frame.take_payload()))
     }
 
     #[cold]

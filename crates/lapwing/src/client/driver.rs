@@ -3,13 +3,13 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lapwing_shm::{SPIN_BOUND, Spin};
 
 use super::{Core, Kick, LINGER, lock};
-use crate::link::{Broken, look_at_socket};
-use crate::waking::{Bells, yield_to_others};
+use crate::link::Broken;
+use crate::waking::{Bells, until, yield_to_others};
 
 /// See the invariant of the parent module.
 pub(crate) struct Driver {
@@ -20,6 +20,9 @@ pub(crate) struct Driver {
     delivered: u64,
     /// In the looking mode: since when nothing came.
     quiet_since: Option<Instant>,
+    /// When bulk memory is to be swept, while there is any.
+    sweep_at: Option<Instant>,
+    bulk_idle: Duration,
 }
 
 /// What one turn of the driver found.
@@ -42,9 +45,9 @@ enum Rest {
 }
 
 impl Driver {
-    pub(crate) fn new(core: Arc<Core>, kick: Arc<Kick>) -> io::Result<Driver> {
+    pub(crate) fn new(core: Arc<Core>, kick: Arc<Kick>, bulk_idle: Duration) -> io::Result<Driver> {
         let bells = Bells::new(&core.socket, core.doorbell.as_ref())?;
-        Ok(Driver { core, kick, bells, delivered: 0, quiet_since: None })
+        Ok(Driver { core, kick, bells, delivered: 0, quiet_since: None, sweep_at: None, bulk_idle })
     }
 
     pub(crate) async fn run(mut self) {
@@ -109,7 +112,7 @@ impl Driver {
                 // One that never sleeps looks now and then whether the server is still there.
                 if quiet >= LINGER && self.core.doorbell.is_some() {
                     self.quiet_since = None;
-                    look_at_socket(&self.core.socket)?;
+                    self.core.look_at_socket()?;
                 }
                 return Ok(Rest::Look);
             }
@@ -123,7 +126,7 @@ impl Driver {
     }
 
     /// Sleeps, armed. Returns whether it was woken by something to look at.
-    async fn sleep(&self) -> Result<bool, Broken> {
+    async fn sleep(&mut self) -> Result<bool, Broken> {
         // Armed before this look: room that comes later rings.
         if self.core.offer_room() {
             return Ok(true);
@@ -138,8 +141,10 @@ impl Driver {
     }
 
     /// Waits for the doorbell, the socket or a kick, for at most `limit`; whether one of them came.
-    async fn wait(&self, limit: Option<std::time::Duration>) -> Result<bool, Broken> {
+    async fn wait(&mut self, limit: Option<Duration>) -> Result<bool, Broken> {
         self.kick.looking.store(false, Ordering::Relaxed);
+        self.sweep_if_due()?;
+        let sweep_at = self.sweep_at;
         let writable = lock(&self.core.outbox).sending.has_backlog();
         let over = async {
             match limit {
@@ -152,12 +157,30 @@ impl Driver {
             () = self.kick.notify.notified() => Ok(true),
             woken = self.bells.wait(writable) => {
                 if woken? && self.core.doorbell.is_some() {
-                    look_at_socket(&self.core.socket)?;
+                    self.core.look_at_socket()?;
                 }
                 Ok(true)
             }
             () = over => Ok(false),
+            // What is due is done before the next sleep.
+            () = until(sweep_at) => Ok(false),
         }
+    }
+
+    /// Gives bulk memory back that was not used for a while.
+    fn sweep_if_due(&mut self) -> Result<(), Broken> {
+        match self.sweep_at {
+            Some(at) if Instant::now() >= at => {
+                self.core.sweep_bulk()?;
+                self.sweep_at = None;
+            }
+            Some(_) => return Ok(()),
+            None => {}
+        }
+        if self.core.has_bulk() {
+            self.sweep_at = Instant::now().checked_add(self.bulk_idle);
+        }
+        Ok(())
     }
 
     fn end(&self, broken: &Broken) {

@@ -20,8 +20,8 @@ mod typed;
 
 use std::future::{Future, poll_fn};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,7 @@ pub(crate) use self::streams::{Item, ItemError};
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
 pub(crate) use self::typed::{at_once, kind_of, read, try_sent, written};
 use crate::ambient::Ambient;
+use crate::bulk::Reserved;
 use crate::control::ControlSocket;
 use crate::endpoint;
 use crate::error::{CallError, ConnectError, EndReason};
@@ -206,6 +207,43 @@ impl IpcClient {
         self.send_kind(kind, payload, WhenFull::Wait).await
     }
 
+    /// Room for a request of `bytes` bytes, to be written in place and sent by
+    /// [`IpcClient::call_reserved`]. Waits while this side's bulk memory is used up.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::TooLarge`] for more than a message may have, or what ended the connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, nothing is taken.
+    pub async fn reserve(&self, bytes: usize) -> Result<Reserved, CallError> {
+        self.poll_start(|_| self.shared.core.reserve(bytes)).await
+    }
+
+    /// As [`IpcClient::call_raw`], with a request that was written in place: a long one is not copied.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_raw`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::call_raw`].
+    pub async fn call_reserved(&self, kind: u16, request: Reserved) -> Result<Payload, CallError> {
+        let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
+        let options = CallOptions::default();
+        let travel = options.travel();
+        let deadline = travel.as_ref().and_then(|travel| travel.deadline);
+        let (block, payload) = match request.into_parts() {
+            Ok(block) => (Some(Mutex::new(block)), Vec::new()),
+            Err(bytes) => (None, bytes),
+        };
+        let out =
+            Outgoing { kind, payload: &payload, block: block.as_ref(), travel: travel.as_ref() };
+        within(deadline, self.call_now(out, false)).await
+    }
+
     /// Asks the connection itself for an answer, past every route; the time it took.
     ///
     /// # Errors
@@ -282,7 +320,7 @@ impl IpcClient {
         when_full: WhenFull,
     ) -> Result<(), CallError> {
         let core = &self.shared.core;
-        let out = Outgoing { kind, payload, travel: None };
+        let out = Outgoing::plain(kind, payload);
         match when_full {
             WhenFull::Wait => self.poll_start(|_| core.start_oneway(out)).await?,
             WhenFull::Fail => at_once(core.start_oneway(out))?,
@@ -300,7 +338,7 @@ impl IpcClient {
         if Ambient::is_here() {
             return Box::pin(self.call_inheriting(kind, payload)).await;
         }
-        self.call_now(Outgoing { kind, payload, travel: None }, false).await
+        self.call_now(Outgoing::plain(kind, payload), false).await
     }
 
     async fn call_inheriting(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
@@ -315,7 +353,8 @@ impl IpcClient {
     ) -> Result<Payload, CallError> {
         let travel = options.travel();
         let deadline = travel.as_ref().and_then(|travel| travel.deadline);
-        let work = self.call_now(Outgoing { kind, payload, travel: travel.as_ref() }, false);
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
+        let work = self.call_now(out, false);
         within(deadline, work).await
     }
 
@@ -323,7 +362,7 @@ impl IpcClient {
         let options = CallOptions::default();
         let travel = options.travel();
         let deadline = travel.as_ref().and_then(|travel| travel.deadline);
-        let out = Outgoing { kind, payload, travel: travel.as_ref() };
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
         within(deadline, self.call_now(out, true)).await
     }
 
@@ -548,10 +587,10 @@ async fn open(path: &Path, options: &ClientOptions) -> Result<IpcClient, Connect
         }
     };
     drop(watched);
-    let link = awaiting.receive(&control, message)?;
+    let link = awaiting.receive(&control, message, &options.bulk_terms())?;
     let core = Arc::new(Core::new(link, options.spin));
     let kick = Arc::new(Kick::default());
-    let driver = Driver::new(Arc::clone(&core), Arc::clone(&kick))?;
+    let driver = Driver::new(Arc::clone(&core), Arc::clone(&kick), options.bulk_idle)?;
     tokio::spawn(driver.run());
     let shared = Shared { core, kick, drain: options.drain, alone: AtomicU32::new(0) };
     Ok(IpcClient { shared: Arc::new(shared) })

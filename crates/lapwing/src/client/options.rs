@@ -4,12 +4,13 @@ use std::env;
 use std::time::{Duration, Instant};
 
 use lapwing_proto::{
-    Checksum, ChecksumSet, Hello, LimitsWanted, TraceContext, TransportWanted, limits,
+    Checksum, ChecksumSet, Features, Hello, LimitsWanted, TraceContext, TransportWanted, limits,
 };
-use lapwing_shm::Spin;
+use lapwing_shm::{CooperativePeers, Spin};
 
 use super::core::Travel;
 use crate::ambient::Ambient;
+use crate::bulk::BulkTerms;
 use crate::link::Metadata;
 
 /// Where the frames of a connection go.
@@ -43,11 +44,20 @@ pub struct ClientOptions {
     pub spin: Spin,
     /// What guards frames. Default: the best that both sides have.
     pub checksum: FrameChecksum,
-    /// Bytes of this side's ring: a power of two from 64 KiB to 64 MiB. Default 256 KiB. One message
-    /// may be a quarter of it.
+    /// Bytes of this side's ring: a power of two from 64 KiB to 64 MiB. Default 256 KiB. Payloads of more than
+    /// a quarter of it go through bulk memory.
     pub ring_bytes: u32,
-    /// The largest message, in bytes. Default 10 MiB; over shared memory the ring bounds it, too.
+    /// The largest message, in bytes. Default 10 MiB, at most 1 GiB.
     pub message_bytes: u32,
+    /// Bulk memory that this side may have for payloads too long for its ring, in bytes; when it is used up,
+    /// calls wait. At least one block for the largest message, at most that or 64 MiB, the default. 0 is no
+    /// bulk memory in either direction: then a quarter of the ring is the largest message.
+    pub bulk_bytes: u64,
+    /// How long bulk memory is unused before it is given back. Default 2 s. A blocking client gives it back
+    /// when it is dropped, or makes room for other payloads.
+    pub bulk_idle: Duration,
+    /// Borrow payloads from the server's bulk memory instead of copying them out. Default: no.
+    pub in_place: Option<CooperativePeers>,
     /// Calls in flight at once. Default 256.
     pub calls_in_flight: u32,
     /// How long the handshake may take. Default 5 s.
@@ -67,6 +77,9 @@ impl Default for ClientOptions {
             checksum: FrameChecksum::default(),
             ring_bytes: limits::RING_BYTES,
             message_bytes: wanted.message_bytes,
+            bulk_bytes: limits::BULK_BYTES.into(),
+            bulk_idle: Duration::from_millis(limits::BULK_IDLE_MS.into()),
+            in_place: None,
             calls_in_flight: wanted.calls_in_flight,
             handshake: Duration::from_millis(limits::HANDSHAKE_MS.into()),
             drain: Duration::from_millis(limits::DRAIN_MS.into()),
@@ -104,7 +117,14 @@ impl ClientOptions {
             calls_in_flight: self.calls_in_flight.clamp(1, limits::CALLS_IN_FLIGHT_MAX),
         };
         hello.checksums = checksum_set(self.checksum);
+        if self.bulk_bytes > 0 && self.transport == Transport::SharedMemory {
+            hello.features = Features::BULK;
+        }
         hello
+    }
+
+    pub(crate) fn bulk_terms(&self) -> BulkTerms {
+        BulkTerms { own_bytes_max: self.bulk_bytes, in_place: self.in_place, account: None }
     }
 }
 

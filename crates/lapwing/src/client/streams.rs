@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::task::Waker;
 use std::time::Instant;
 
-use lapwing_proto::{Credit, Flags, Kind, Lookup, MessageId, ReceiveCredit, SendCredit, WireError};
+use lapwing_proto::{
+    Credit, Flags, Kind, Lookup, MessageId, ReceiveCredit, SendCredit, Status, WireError,
+};
 
 use super::core::{Call, Core, Outbox, Outcome, Room, Started};
 use crate::error::{CallError, Delivered, EndReason};
@@ -164,6 +166,10 @@ impl Core {
             }
             Err(SendError::TooLarge(max)) => {
                 Err(ItemError::Failed(CallError::TooLarge { length: payload.len(), max }))
+            }
+            Err(SendError::OverQuota) => {
+                let status = Status::resource_exhausted(WireError::QuotaBulk.sentence());
+                Err(ItemError::Failed(status.into()))
             }
             // The connection's driver finds the same and ends it for all.
             Err(SendError::Broken(_)) => {

@@ -248,7 +248,7 @@ impl IpcClient {
         let travel = options.travel();
         let deadline = travel.as_ref().and_then(|travel| travel.deadline);
         let core = &self.shared.core;
-        let out = Outgoing { kind, payload, travel: travel.as_ref() };
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
         let start = |_: &mut Context<'_>| core.start(out, brings);
         let started = super::within(deadline, self.poll_start(start)).await?;
         self.sent();

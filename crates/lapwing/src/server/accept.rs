@@ -14,6 +14,7 @@ use super::connection::{Connection, End};
 use super::handler::Caller;
 use super::stats::Tally;
 use super::{Phase, Place, Shared};
+use crate::bulk::BulkTerms;
 use crate::control::{ControlError, ControlSocket, Message};
 use crate::endpoint::Listener;
 use crate::handshake::{ServerHello, control_reject, refuse};
@@ -107,7 +108,7 @@ async fn shake_hands(
     };
     let received = first_frame(shared, &mut control, phase).await;
     let granted = match received {
-        Ok(message) => grant(shared, &control, message, &credentials),
+        Ok(message) => grant(shared, &control, message, &credentials, &place),
         Err(reject) => Err(reject),
     };
     match granted {
@@ -152,6 +153,7 @@ fn grant(
     control: &ControlSocket,
     message: Message,
     credentials: &PeerCredentials,
+    place: &Place,
 ) -> Result<(Caller, Link), Option<HelloReject>> {
     let hello = ServerHello::receive(message).map_err(Some)?;
     let admitted = shared.policy.admit(credentials);
@@ -163,7 +165,12 @@ fn grant(
         // Frames without a checksum are for processes of one user only.
         offer.checksums.remove(Checksum::Off);
     }
-    let link = hello.admit().grant(control, &offer, connection_id).map_err(Some)?;
+    let terms = BulkTerms {
+        own_bytes_max: shared.limits.bulk_bytes,
+        in_place: shared.in_place,
+        account: Some(Arc::clone(&place.bulk)),
+    };
+    let link = hello.admit().grant(control, &offer, connection_id, &terms).map_err(Some)?;
     let program = link.agreed.peer_program.clone();
     Ok((Caller { connection_id, credentials: *credentials, program }, link))
 }

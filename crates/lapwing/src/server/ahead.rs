@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use lapwing_proto::{Flags, Header, Kind};
 
 use crate::link::{Broken, Receiving};
-use crate::payload::Payload;
+use crate::payload::{Frame, Payload};
 
 /// Frames read ahead, at most. It bounds the memory that waits here: as many as one turn handles.
 const FRAMES_AHEAD: usize = 64;
@@ -26,7 +26,7 @@ pub(crate) struct Ahead {
 
 struct Waiting {
     header: Header,
-    frame: Vec<u8>,
+    frame: Frame,
     since: Instant,
 }
 
@@ -52,7 +52,7 @@ impl Ahead {
     pub(crate) fn next(
         &mut self,
         receiving: &mut Receiving,
-        frame: &mut Vec<u8>,
+        frame: &mut Frame,
     ) -> Result<Option<Header>, Broken> {
         while self.others.len() + self.priority.len() < FRAMES_AHEAD && self.bytes < BYTES_AHEAD {
             let Some(header) = receiving.next(frame)? else {
@@ -61,7 +61,8 @@ impl Ahead {
             self.bytes += header.length as usize;
             let overtakes = self.overtakes(&header);
             let since = Instant::now();
-            let frame = std::mem::replace(frame, Payload::buffer());
+            let empty = Frame { bytes: Payload::buffer(), long: None };
+            let frame = std::mem::replace(frame, empty);
             let queue = if overtakes { &mut self.priority } else { &mut self.others };
             queue.push_back(Waiting { header, frame, since });
         }
@@ -72,7 +73,7 @@ impl Ahead {
         self.bytes -= header.length as usize;
         self.waited = since.elapsed();
         // The buffer that is given up goes back to this thread's.
-        drop(Payload::from(std::mem::replace(frame, taken)));
+        drop(std::mem::replace(frame, taken).take_payload());
         Ok(Some(header))
     }
 }

@@ -13,24 +13,27 @@ use lapwing_proto::{
     WireError, limits,
 };
 use lapwing_shm::{Doorbell, SPIN_BOUND, Sleeper, Spin, Spinner};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::ahead::Ahead;
-use super::handler::{AsyncHandler, Caller, Handler, Panicked, Request, Running, run_inline};
+use super::handler::{
+    AsyncHandler, Caller, Handler, LONG_BYTES, Panicked, Request, Running, run_inline,
+};
 use super::items::StreamLink;
 use super::router::Route;
 use super::running::{CallEnd, CallState, ItemFault};
 use super::stats::Tally;
 use super::{Phase, Shared};
 use crate::ambient::Ambient;
+use crate::bulk::{BulkIn, Long, Reserved};
 use crate::client::{LINGER, lock};
 use crate::link::{
     Broken, Carried, Link, Receiving, SendError, Sending, call_header, connection_header,
-    look_at_socket, misbehaved, take_extensions,
+    misbehaved, take_extensions,
 };
-use crate::payload::Payload;
-use crate::waking::{Bells, yield_to_others};
+use crate::payload::{Frame, Payload};
+use crate::waking::{Bells, until, yield_to_others};
 
 /// Frames handled in one turn, at most.
 const FRAMES_PER_TURN: usize = 64;
@@ -45,6 +48,8 @@ const LOOK_IN_PLACE: Duration = Duration::from_micros(4);
 #[derive(Debug)]
 pub(crate) struct Out {
     outbox: Mutex<Outbox>,
+    /// Tells the connection's task, which may be asleep, to watch the socket for room.
+    backlog: Notify,
 }
 
 #[derive(Debug)]
@@ -81,17 +86,23 @@ pub(crate) struct Connection {
     caller: Arc<Caller>,
     out: Arc<Out>,
     receiving: Receiving,
-    frame: Vec<u8>,
+    frame: Frame,
     /// From the first frame with priority on: frames are read ahead, so that such frames overtake others.
     ahead: Option<Box<Ahead>>,
     reply: Vec<u8>,
+    /// A long reply, instead of `reply`.
+    reply_long: Option<Payload>,
     socket: Arc<UnixStream>,
     doorbell: Option<Arc<Doorbell>>,
     sleeper: Option<Sleeper>,
     spinner: Spinner,
     bells: Bells,
+    bulk: Option<Arc<BulkIn>>,
+    /// When bulk memory is to be swept, while there is any.
+    sweep_at: Option<Instant>,
     calls: JoinSet<()>,
     calls_in_flight: usize,
+    message_max: usize,
     phase: watch::Receiver<Phase>,
     /// The client said goodbye: its closing the socket is the end as planned.
     peer_left: bool,
@@ -124,10 +135,11 @@ impl Connection {
         link: Link,
         phase: watch::Receiver<Phase>,
     ) -> std::io::Result<Connection> {
-        let Link { agreed, sending, receiving, socket, waking } = link;
+        let Link { agreed, sending, receiving, socket, waking, bulk } = link;
         let (sleeper, doorbell) = waking.unzip();
         let doorbell = doorbell.map(Arc::new);
         let bells = Bells::new(&socket, doorbell.as_ref())?;
+        let message_max = sending.message_max();
         let outbox = Outbox {
             sending,
             running: HashMap::new(),
@@ -139,17 +151,21 @@ impl Connection {
             spinner: Spinner::new(shared.spin),
             shared,
             caller: Arc::new(caller),
-            out: Arc::new(Out { outbox: Mutex::new(outbox) }),
+            out: Arc::new(Out { outbox: Mutex::new(outbox), backlog: Notify::new() }),
             receiving,
-            frame: Vec::new(),
+            frame: Frame::default(),
             ahead: None,
             reply: Vec::new(),
+            reply_long: None,
             socket,
             doorbell,
             sleeper,
             bells,
+            bulk,
+            sweep_at: None,
             calls: JoinSet::new(),
             calls_in_flight: agreed.limits.calls_in_flight as usize,
+            message_max,
             phase,
             peer_left: false,
             leaving: false,
@@ -198,6 +214,7 @@ impl Connection {
                     if turns == TURNS {
                         turns = 0;
                         self.look_at_phase();
+                        self.sweep_if_due()?;
                         yield_to_others().await;
                     }
                     // A full turn may have left frames in a socket's buffer, which no edge tells of.
@@ -259,6 +276,7 @@ impl Connection {
     async fn glance(&mut self) -> Result<(), Broken> {
         self.receiving.publish()?;
         self.shared.totals.add(&mut lock(&self.out.outbox).tally);
+        self.sweep_if_due()?;
         self.out.offer_room()?;
         tokio::select! {
             biased;
@@ -286,17 +304,38 @@ impl Connection {
 
     /// Sleeps until the doorbell, the socket, a finished call, or the server's end.
     async fn wait(&mut self) -> Result<(), Broken> {
+        self.sweep_if_due()?;
         let writable = lock(&self.out.outbox).sending.has_backlog();
         let leaving = self.leaving;
         tokio::select! {
             biased;
             woken = self.bells.wait(writable) => {
-                if woken? && self.doorbell.is_some() {
-                    look_at_socket(&self.socket)?;
+                if woken? && let Some(bulk) = &self.bulk {
+                    bulk.look_at_socket()?;
                 }
             }
             _ = self.calls.join_next(), if !self.calls.is_empty() => {}
             _ = self.phase.changed(), if !leaving => self.leave(),
+            () = self.out.backlog.notified() => {}
+            () = until(self.sweep_at) => self.sweep_if_due()?,
+        }
+        Ok(())
+    }
+
+    /// Gives bulk memory back that was not used for a while.
+    fn sweep_if_due(&mut self) -> Result<(), Broken> {
+        let Some(bulk) = &self.bulk else { return Ok(()) };
+        match self.sweep_at {
+            Some(at) if Instant::now() >= at => {
+                bulk.sweep();
+                lock(&self.out.outbox).sending.sweep()?;
+                self.sweep_at = None;
+            }
+            Some(_) => return Ok(()),
+            None => {}
+        }
+        if bulk.is_in_use() || lock(&self.out.outbox).sending.has_bulk() {
+            self.sweep_at = Instant::now().checked_add(self.shared.limits.bulk_idle);
         }
         Ok(())
     }
@@ -426,8 +465,10 @@ impl Connection {
         }
         match &route.handler {
             Handler::Inline(handler) => {
-                let payload = &self.frame[Header::BYTES..];
-                let ran = run_inline(handler, &self.caller, payload, &mut self.reply);
+                let mut long = None;
+                let payload = self.frame.payload();
+                let ran = run_inline(handler, &self.caller, payload, &mut self.reply, &mut long);
+                self.reply_long = long.map(|long| Payload::from_long(Long::Buffer(long)));
                 match ran {
                     Ok(Ok(())) => self.answer(header),
                     Ok(Err(status)) => self.fail(header, &status),
@@ -437,10 +478,11 @@ impl Connection {
             Handler::Async(handler) => {
                 let mut request = Request::new(
                     header.kind.number(),
-                    Payload::take_from(&mut self.frame),
+                    self.frame.take_payload(),
                     Arc::clone(&self.caller),
                 );
-                request.reply_bytes_max = lock(&self.out.outbox).sending.payload_max();
+                request.reply_bytes_max = self.message_max;
+                request.out = Some(Arc::clone(&self.out));
                 if let Some(carried) = carried {
                     let Carried { remaining, trace, metadata } = carried;
                     // A time too long for the clock is none.
@@ -513,7 +555,7 @@ impl Connection {
             let detail = "an item carries no extension, and the last word no item";
             return Err(misbehaved(WireError::BadFlags, detail));
         }
-        let item = more.then(|| Payload::take_from(&mut self.frame));
+        let item = more.then(|| self.frame.take_payload());
         state.arrive(item, !more).map_err(|fault| match fault {
             ItemFault::NoCredit => {
                 misbehaved(WireError::BadCredit, "an item came without credit for it")
@@ -529,7 +571,7 @@ impl Connection {
     fn handle_call_frame(&mut self, header: &Header) -> Result<Option<Header>, Broken> {
         let mut outbox = lock(&self.out.outbox);
         tally_received(&mut outbox.tally, header);
-        let payload = &self.frame[Header::BYTES..];
+        let payload = self.frame.payload();
         let credit = match header.kind {
             Kind::CREDIT => match Credit::decode(payload) {
                 Ok(credit) => Some(credit),
@@ -580,7 +622,11 @@ impl Connection {
             Ok(Ok(payload)) => {
                 self.reply.clear();
                 self.reply.resize(Header::BYTES, 0);
-                self.reply.extend_from_slice(&payload);
+                if payload.len() > LONG_BYTES {
+                    self.reply_long = Some(payload);
+                } else {
+                    self.reply.extend_from_slice(&payload);
+                }
                 self.answer(header)
             }
             Ok(Err(status)) => self.fail(header, &status),
@@ -643,8 +689,9 @@ impl Connection {
             return Ok(None);
         }
         let response = call_header(Flags::RESPONSE, response_kind(header.kind), header.id);
-        let bytes = self.reply.len() - Header::BYTES;
-        match outbox.sending.send_in_place(response, &mut self.reply) {
+        let bytes = reply_bytes(&self.reply, self.reply_long.as_ref());
+        let Self { reply, reply_long, .. } = self;
+        match send_reply(&mut outbox.sending, response, reply, reply_long) {
             Ok(()) => {
                 outbox.tally.sent += 1;
                 outbox.tally.sent_bytes += bytes as u64;
@@ -654,6 +701,10 @@ impl Connection {
             Err(SendError::TooLarge(max)) => {
                 drop(outbox);
                 self.fail_again(header, &too_large(bytes, max))
+            }
+            Err(SendError::OverQuota) => {
+                drop(outbox);
+                self.fail_again(header, &over_quota())
             }
             Err(SendError::Broken(broken)) => Err(broken),
         }
@@ -675,6 +726,7 @@ impl Connection {
         outbox.tally.errors += 1;
         let flags = Flags::RESPONSE | Flags::ERROR;
         let response = call_header(flags, response_kind(header.kind), header.id);
+        self.reply_long = None;
         self.reply.clear();
         self.reply.resize(Header::BYTES, 0);
         self.reply.extend_from_slice(&status.encode());
@@ -685,7 +737,7 @@ impl Connection {
             }
             Err(SendError::Full) => Ok(Some(response)),
             // A status is within 4 KiB and details; one that still does not fit loses its details.
-            Err(SendError::TooLarge(_)) => {
+            Err(SendError::TooLarge(_) | SendError::OverQuota) => {
                 drop(outbox);
                 self.fail_again(header, &Status::new(status.code, ""))
             }
@@ -703,7 +755,7 @@ impl Connection {
     fn handle_connection_frame(&mut self, header: &Header) -> Result<Option<Header>, Broken> {
         match (header.kind, header.flags.is_request()) {
             (Kind::PING, true) => {
-                let payload = &self.frame[Header::BYTES..];
+                let payload = self.frame.payload();
                 if payload.len() > limits::PING_PAYLOAD_BYTES as usize {
                     return Err(misbehaved(
                         WireError::FrameTooLong,
@@ -711,7 +763,7 @@ impl Connection {
                     ));
                 }
                 self.reply.clear();
-                self.reply.extend_from_slice(&self.frame);
+                self.reply.extend_from_slice(&self.frame.bytes);
                 self.answer(header)
             }
             (Kind::DESCRIBE, true) => {
@@ -722,7 +774,7 @@ impl Connection {
             }
             (Kind::GOODBYE, false) => {
                 tally_received(&mut lock(&self.out.outbox).tally, header);
-                if Goodbye::decode(&self.frame[Header::BYTES..]).is_err() {
+                if Goodbye::decode(self.frame.payload()).is_err() {
                     return Err(misbehaved(WireError::BadMessage, "its Goodbye cannot be read"));
                 }
                 self.peer_left = true;
@@ -741,12 +793,15 @@ impl Connection {
 
     /// Waits for room for the reply in `reply`. Nothing more is read from the peer meanwhile: its own
     /// slowness in reading is what stops it.
-    async fn send_blocked(&mut self, response: Header) -> Result<(), Broken> {
-        let bytes = self.reply.len() - Header::BYTES;
+    async fn send_blocked(&mut self, mut response: Header) -> Result<(), Broken> {
+        let bytes = reply_bytes(&self.reply, self.reply_long.as_ref());
+        let own = self.reply_long.as_mut().is_some_and(|payload| payload.own_block().is_some());
+        let needed = if own { 0 } else { bytes };
         loop {
             {
-                let mut outbox = lock(&self.out.outbox);
-                match outbox.sending.send_in_place(response, &mut self.reply) {
+                let Self { out, reply, reply_long, .. } = &mut *self;
+                let mut outbox = lock(&out.outbox);
+                match send_reply(&mut outbox.sending, response, reply, reply_long) {
                     Ok(()) => {
                         outbox.tally.sent += 1;
                         outbox.tally.sent_bytes += bytes as u64;
@@ -754,6 +809,15 @@ impl Connection {
                     }
                     Err(SendError::Full) => {}
                     Err(SendError::TooLarge(_)) => unreachable!("it was found to fit before"),
+                    // The quota was used up meanwhile.
+                    Err(SendError::OverQuota) => {
+                        reply.truncate(Header::BYTES);
+                        reply.extend_from_slice(&over_quota().encode());
+                        *reply_long = None;
+                        let flags = Flags::RESPONSE | Flags::ERROR;
+                        response = call_header(flags, response.kind, response.id);
+                        continue;
+                    }
                     Err(SendError::Broken(broken)) => return Err(broken),
                 }
             }
@@ -761,7 +825,7 @@ impl Connection {
             if let Some(sleeper) = &mut self.sleeper {
                 sleeper.arm();
             }
-            if !lock(&self.out.outbox).sending.has_room(bytes)? {
+            if !lock(&self.out.outbox).sending.has_room(needed)? {
                 self.wait().await?;
             }
             self.out.offer_room()?;
@@ -798,6 +862,29 @@ async fn within<F: Future>(deadline: Option<Instant>, work: F) -> Result<F::Outp
 
 fn response_kind(kind: Kind) -> Kind {
     if kind == Kind::PING { Kind::PONG } else { kind }
+}
+
+fn reply_bytes(reply: &[u8], long: Option<&Payload>) -> usize {
+    long.map_or(reply.len() - Header::BYTES, |payload| payload.len())
+}
+
+/// Sends the reply that was made, whichever of the two it is.
+#[inline(always)]
+fn send_reply(
+    sending: &mut Sending,
+    response: Header,
+    reply: &mut [u8],
+    long: &mut Option<Payload>,
+) -> Result<(), SendError> {
+    let Some(payload) = long else { return sending.send_in_place(response, reply) };
+    sending.send_payload(response, payload)?;
+    *long = None;
+    Ok(())
+}
+
+pub(crate) fn over_quota() -> Status {
+    let message = "this user has all the bulk memory that it may have here; ask for less, or later";
+    Status::resource_exhausted(message)
 }
 
 fn too_large(bytes: usize, max: usize) -> Status {
@@ -868,7 +955,27 @@ impl Out {
             }
         };
         let response = call_header(flags, header.kind, header.id);
-        poll_fn(|cx| self.poll_send(cx, response, &payload)).await;
+        let mut payload = payload;
+        poll_fn(|cx| self.poll_send(cx, response, &mut payload)).await;
+    }
+
+    /// Room for a payload of a reply, to be written in place.
+    pub(crate) async fn reserve(&self, bytes: usize) -> Result<Reserved, Status> {
+        poll_fn(|cx| {
+            let mut outbox = lock(&self.outbox);
+            let status = match outbox.sending.reserve(bytes) {
+                Ok(block) => return Poll::Ready(Ok(Reserved::new(block, bytes))),
+                Err(SendError::Full) => {
+                    outbox.waiting.push((bytes, cx.waker().clone()));
+                    return Poll::Pending;
+                }
+                Err(SendError::TooLarge(max)) => too_large(bytes, max),
+                Err(SendError::OverQuota) => over_quota(),
+                Err(SendError::Broken(_)) => CallEnd::Disconnected.status(),
+            };
+            Poll::Ready(Err(status))
+        })
+        .await
     }
 
     /// Sends one frame of a stream; the header's place is free at its beginning. Without room the waker is
@@ -885,7 +992,11 @@ impl Out {
             Ok(()) => {
                 outbox.tally.sent += 1;
                 outbox.tally.sent_bytes += bytes as u64;
-                outbox.sending.flush().map_err(SendError::Broken)
+                let flushed = outbox.sending.flush().map_err(SendError::Broken);
+                if outbox.sending.has_backlog() {
+                    self.backlog.notify_one();
+                }
+                flushed
             }
             Err(SendError::Full) => {
                 if let Some(waker) = waker
@@ -899,33 +1010,45 @@ impl Out {
         }
     }
 
-    fn poll_send(&self, cx: &Context<'_>, mut response: Header, payload: &Payload) -> Poll<()> {
+    fn poll_send(&self, cx: &Context<'_>, mut response: Header, payload: &mut Payload) -> Poll<()> {
+        let bytes = payload.len();
+        let needed = if payload.own_block().is_some() { 0 } else { bytes };
         let mut outbox = lock(&self.outbox);
         // Before it is sent: the client may use the id again as soon as it has the reply.
         let id = response.id.get();
         let running = outbox.running.remove(&id);
-        let mut sent = outbox.sending.send(response, payload);
-        if let Err(SendError::TooLarge(max)) = sent {
+        let mut sent = outbox.sending.send_payload(response, payload);
+        let failed = match sent {
+            Err(SendError::TooLarge(max)) => Some(too_large(bytes, max)),
+            Err(SendError::OverQuota) => Some(over_quota()),
+            _ => None,
+        };
+        if let Some(status) = failed {
             response.flags = Flags::RESPONSE | Flags::ERROR;
-            sent = outbox.sending.send(response, &too_large(payload.len(), max).encode());
+            sent = outbox.sending.send(response, &status.encode());
         }
         match sent {
             Ok(()) => {
                 outbox.tally.sent += 1;
-                outbox.tally.sent_bytes += payload.len() as u64;
+                outbox.tally.sent_bytes += bytes as u64;
                 outbox.tally.errors += u64::from(response.flags.contains(Flags::ERROR));
                 // A broken bell or socket shows at the connection's own task, too.
                 let _ = outbox.sending.flush();
+                if outbox.sending.has_backlog() {
+                    self.backlog.notify_one();
+                }
                 Poll::Ready(())
             }
             Err(SendError::Full) => {
                 if let Some(running) = running {
                     outbox.running.insert(id, running);
                 }
-                outbox.waiting.push((payload.len(), cx.waker().clone()));
+                outbox.waiting.push((needed, cx.waker().clone()));
                 Poll::Pending
             }
-            Err(SendError::TooLarge(_) | SendError::Broken(_)) => Poll::Ready(()),
+            Err(SendError::TooLarge(_) | SendError::OverQuota | SendError::Broken(_)) => {
+                Poll::Ready(())
+            }
         }
     }
 }

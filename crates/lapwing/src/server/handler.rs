@@ -10,10 +10,13 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use lapwing_proto::{Header, Status, TraceContext};
+use lapwing_shm::Buffer;
 
+use super::connection::Out;
 use super::items::{ItemSink, ItemSource, StreamLink};
 use super::running::{CallState, Cancellation};
 use crate::ambient::Ambient;
+use crate::bulk::Reserved;
 use crate::client::lock;
 use crate::link::Metadata;
 use crate::payload::Payload;
@@ -51,6 +54,7 @@ pub struct Request {
     /// The trace that the call belongs to. Calls that the handler makes from its own task inherit it.
     pub trace: Option<TraceContext>,
     pub(crate) stream: Option<StreamLink>,
+    pub(crate) out: Option<Arc<Out>>,
 }
 
 impl Request {
@@ -67,6 +71,24 @@ impl Request {
             metadata: Metadata::default(),
             trace: None,
             stream: None,
+            out: None,
+        }
+    }
+
+    /// Room for a reply of `bytes` bytes, to be written in place: a long one is not copied when it is sent on
+    /// this call's connection. Waits while the server's bulk memory for the connection is used up.
+    ///
+    /// # Errors
+    ///
+    /// `ResourceExhausted` for more than the connection takes, or more than its user may have.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, nothing is taken.
+    pub async fn reserve(&self, bytes: usize) -> Result<Reserved, Status> {
+        match &self.out {
+            Some(out) => out.reserve(bytes).await,
+            None => Ok(Reserved::new(None, bytes)),
         }
     }
 
@@ -85,29 +107,50 @@ impl Request {
     }
 }
 
+/// Replies beyond this, in bytes, are put together in memory that goes back to the system afterwards.
+pub(crate) const LONG_BYTES: usize = 64 * 1024;
+
 /// Where an inline handler writes its reply. Writing appends; nothing written is an empty reply.
 #[derive(Debug)]
 pub struct Reply<'a> {
     /// Header's room, then the reply so far.
     frame: &'a mut Vec<u8>,
+    /// A long reply, instead.
+    long: &'a mut Option<Buffer>,
 }
 
 impl<'a> Reply<'a> {
-    pub(crate) fn begin(frame: &'a mut Vec<u8>) -> Reply<'a> {
+    pub(crate) fn begin(frame: &'a mut Vec<u8>, long: &'a mut Option<Buffer>) -> Reply<'a> {
         frame.clear();
         frame.extend_from_slice(&[0; Header::BYTES]);
-        Reply { frame }
+        *long = None;
+        Reply { frame, long }
     }
 
     /// Appends bytes.
+    #[inline]
     pub fn extend(&mut self, bytes: &[u8]) {
+        if self.frame.len() + bytes.len() > LONG_BYTES || self.long.is_some() {
+            return self.extend_long(bytes);
+        }
         self.frame.extend_from_slice(bytes);
+    }
+
+    #[cold]
+    fn extend_long(&mut self, bytes: &[u8]) {
+        let long = self.long.get_or_insert_default();
+        if self.frame.len() > Header::BYTES {
+            long.extend(&self.frame[Header::BYTES..]);
+            self.frame.truncate(Header::BYTES);
+        }
+        long.extend(bytes);
     }
 
     /// Bytes written so far.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.frame.len() - Header::BYTES
+        let long = self.long.as_ref().map_or(0, |long| long.bytes().len());
+        self.frame.len() - Header::BYTES + long
     }
 
     /// Whether nothing was written yet.
@@ -156,8 +199,9 @@ pub(crate) fn run_inline(
     caller: &Caller,
     payload: &[u8],
     frame: &mut Vec<u8>,
+    long: &mut Option<Buffer>,
 ) -> Result<Result<(), Status>, Panicked> {
-    let mut reply = Reply::begin(frame);
+    let mut reply = Reply::begin(frame, long);
     // What a panicking handler leaves behind is the reply alone, which is thrown away.
     catch_unwind(AssertUnwindSafe(|| handler(caller, payload, &mut reply))).map_err(|_| Panicked)
 }

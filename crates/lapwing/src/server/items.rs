@@ -6,10 +6,13 @@ use std::task::{Context, Poll};
 
 use lapwing_proto::{Credit, Flags, Header, Kind, MessageId, Status};
 
-use super::connection::Out;
+use super::connection::{Out, over_quota};
 use super::running::{CallEnd, CallState, Taken};
 use crate::link::{SendError, call_header};
 use crate::payload::Payload;
+
+/// The longest item, in bytes, whose buffer is kept for the next one.
+const KEPT_ITEM_BYTES: usize = 128 * 1024;
 
 /// What a handler's streams need of the call and its connection.
 #[derive(Clone, Debug)]
@@ -115,7 +118,12 @@ impl ItemSink {
         let StreamLink { out, kind, id } = &self.link;
         let header = call_header(Flags::RESPONSE | Flags::STREAM, *kind, *id);
         let error = match out.send_item(header, &mut self.frame, waker) {
-            Ok(()) => return Poll::Ready(Ok(())),
+            Ok(()) => {
+                if self.frame.capacity() > KEPT_ITEM_BYTES {
+                    self.frame = Vec::new();
+                }
+                return Poll::Ready(Ok(()));
+            }
             Err(error) => error,
         };
         self.state.refund(bytes);
@@ -125,6 +133,7 @@ impl ItemSink {
                 let message = format!("an item has {bytes} bytes, and this connection takes {max}");
                 Poll::Ready(Err(Status::resource_exhausted(message)))
             }
+            SendError::OverQuota => Poll::Ready(Err(over_quota())),
             SendError::Broken(_) => Poll::Ready(Err(CallEnd::Disconnected.status())),
         }
     }

@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lapwing_proto::{LimitsGranted, MethodShape, ServerOffer, Status, limits};
-use lapwing_shm::Spin;
+use lapwing_proto::{Features, LimitsGranted, MethodShape, ServerOffer, Status, limits};
+use lapwing_shm::{CooperativePeers, Spin};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -32,6 +32,7 @@ pub use self::running::Cancellation;
 pub use self::stats::ServerStats;
 use self::stats::Totals;
 pub use self::typed::{Call, Route, Sink, Source};
+use crate::bulk::Account;
 use crate::client::{FrameChecksum, checksum_set, lock, program_name};
 use crate::endpoint::{Listener, endpoint_path};
 use crate::error::BindError;
@@ -47,10 +48,20 @@ pub struct ServerLimits {
     pub connections_per_uid: u32,
     /// Calls in flight on one connection. Default 256, at most 65 536.
     pub calls_in_flight: u32,
-    /// The largest message, in bytes. Default 10 MiB, at most 1 GiB; over shared memory the ring bounds it, too.
+    /// The largest message, in bytes. Default 10 MiB, at most 1 GiB.
     pub message_bytes: u32,
-    /// Bytes of this side's ring for each connection. Default 256 KiB. One reply may be a quarter.
+    /// Bytes of this side's ring for each connection. Default 256 KiB. Payloads of more than a quarter of it go
+    /// through bulk memory.
     pub ring_bytes: u32,
+    /// Bulk memory that this side may have on one connection, for replies too long for its ring, in bytes; when
+    /// it is used up, replies wait. At least one block for the largest message, at most that or 64 MiB, the
+    /// default. 0 is no bulk memory in either direction: then a quarter of the ring is the largest message.
+    pub bulk_bytes: u64,
+    /// Bulk memory of all connections of one user, both sides', in bytes. Default 4 GiB. Beyond it replies fail
+    /// with `ResourceExhausted`, and a client that announces more is cut.
+    pub bulk_bytes_per_uid: u64,
+    /// How long bulk memory is unused before it is given back. Default 2 s.
+    pub bulk_idle: Duration,
     /// How long a handshake may take. Default 5 s.
     pub handshake: Duration,
     /// How long running calls may take when the server stops. Default 10 s.
@@ -65,6 +76,9 @@ impl Default for ServerLimits {
             calls_in_flight: limits::CALLS_IN_FLIGHT,
             message_bytes: limits::MESSAGE_BYTES,
             ring_bytes: limits::RING_BYTES,
+            bulk_bytes: limits::BULK_BYTES.into(),
+            bulk_bytes_per_uid: limits::BULK_BYTES_PER_UID,
+            bulk_idle: Duration::from_millis(limits::BULK_IDLE_MS.into()),
             handshake: Duration::from_millis(limits::HANDSHAKE_MS.into()),
             drain: Duration::from_millis(limits::DRAIN_MS.into()),
         }
@@ -113,6 +127,7 @@ pub struct Builder {
     spin: Spin,
     checksum: FrameChecksum,
     shared_memory: bool,
+    in_place: Option<CooperativePeers>,
     program: String,
 }
 
@@ -132,6 +147,7 @@ pub(crate) struct Shared {
     offer: ServerOffer,
     policy: Box<dyn Policy>,
     spin: Spin,
+    in_place: Option<CooperativePeers>,
     totals: Totals,
     connection_ids: AtomicU64,
     occupancy: Mutex<Occupancy>,
@@ -147,7 +163,14 @@ impl std::fmt::Debug for Shared {
 #[derive(Debug, Default)]
 struct Occupancy {
     all: u32,
-    by_uid: HashMap<u32, u32>,
+    by_uid: HashMap<u32, User>,
+}
+
+/// What one user has at present.
+#[derive(Debug)]
+struct User {
+    connections: u32,
+    bulk: Arc<Account>,
 }
 
 /// Where a server is in its life.
@@ -191,6 +214,7 @@ impl IpcServer {
             spin: Spin::default(),
             checksum: FrameChecksum::default(),
             shared_memory: true,
+            in_place: None,
             program: program_name(),
         }
     }
@@ -316,6 +340,23 @@ impl Builder {
         self
     }
 
+    /// Lends requests in clients' bulk memory to handlers in place, instead of copying them out.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # fn example(builder: lapwing::Builder) -> lapwing::Builder {
+    /// // SAFETY: the clients are this program's own, built from this same library.
+    /// let token = unsafe { lapwing::CooperativePeers::assume() };
+    /// builder.in_place(token)
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn in_place(mut self, token: CooperativePeers) -> Builder {
+        self.in_place = Some(token);
+        self
+    }
+
     /// Starts serving, in tasks of the current tokio runtime. Without [`Builder::bind`] the server
     /// listens on the endpoint called like this program.
     ///
@@ -347,6 +388,7 @@ impl Builder {
             checksums: checksum_set(self.checksum),
             shared_memory: self.shared_memory.then_some(self.limits.ring_bytes),
             program: crate::handshake::plain(&self.program),
+            features: if self.limits.bulk_bytes > 0 { Features::BULK } else { Features::NONE },
             ..ServerOffer::default()
         };
         let path = listener.path().to_owned();
@@ -356,6 +398,7 @@ impl Builder {
             offer,
             policy: self.policy,
             spin: self.spin,
+            in_place: self.in_place,
             totals: Totals::default(),
             connection_ids: AtomicU64::new(1),
             occupancy: Mutex::default(),
@@ -373,6 +416,7 @@ impl Builder {
 pub(crate) struct Place {
     shared: Arc<Shared>,
     uid: u32,
+    bulk: Arc<Account>,
 }
 
 impl Shared {
@@ -382,13 +426,18 @@ impl Shared {
         if occupancy.all >= self.limits.connections {
             return Err(format!("the server has all {} connections it allows", occupancy.all));
         }
-        let of_user = occupancy.by_uid.entry(peer.uid).or_default();
-        if *of_user >= self.limits.connections_per_uid {
-            return Err(format!("user {} has all {of_user} connections it may have", peer.uid));
+        let of_user = occupancy.by_uid.entry(peer.uid).or_insert_with(|| User {
+            connections: 0,
+            bulk: Arc::new(Account::new(self.limits.bulk_bytes_per_uid)),
+        });
+        let connections = of_user.connections;
+        if connections >= self.limits.connections_per_uid {
+            return Err(format!("user {} has all {connections} connections it may have", peer.uid));
         }
-        *of_user += 1;
+        of_user.connections += 1;
+        let bulk = Arc::clone(&of_user.bulk);
         occupancy.all += 1;
-        Ok(Place { shared: Arc::clone(self), uid: peer.uid })
+        Ok(Place { shared: Arc::clone(self), uid: peer.uid, bulk })
     }
 
     fn next_connection_id(&self) -> u64 {
@@ -401,8 +450,8 @@ impl Drop for Place {
         let mut occupancy = lock(&self.shared.occupancy);
         occupancy.all -= 1;
         if let Some(of_user) = occupancy.by_uid.get_mut(&self.uid) {
-            *of_user -= 1;
-            if *of_user == 0 {
+            of_user.connections -= 1;
+            if of_user.connections == 0 {
                 occupancy.by_uid.remove(&self.uid);
             }
         }

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::BulkShape;
+use crate::buffer::Buffer;
 use crate::memory::{CooperativePeers, PeerBulk};
 use crate::segment::{SegmentError, seal_error};
 use crate::sys;
@@ -46,19 +47,19 @@ impl PeerSegment {
         self.shape.bytes().unwrap_or(0)
     }
 
-    /// Where a payload of `bytes` bytes in `block` begins; `None` for a block that is not there, or a
-    /// payload that is longer than its block.
+    /// Where a payload of `bytes` bytes in `block` begins.
     fn at(&self, block: u32, bytes: usize) -> Option<usize> {
         let fits = block < self.shape.blocks && bytes <= self.shape.block_bytes;
         fits.then(|| block as usize * self.shape.block_bytes)
     }
 
-    /// Copies a payload out, to the end of `into`; whether there is such a block, and so long.
+    /// Copies a payload out; `None` for a block that is not there, or a payload longer than its block.
     #[must_use]
-    pub fn copy_out(&self, block: u32, bytes: usize, into: &mut Vec<u8>) -> bool {
-        let Some(at) = self.at(block, bytes) else { return false };
-        self.memory.append(at, bytes, into);
-        true
+    pub fn copy_out(&self, block: u32, bytes: usize) -> Option<Buffer> {
+        let at = self.at(block, bytes)?;
+        let mut copy = Buffer::zeroed(bytes);
+        self.memory.read(at, copy.bytes_mut());
+        Some(copy)
     }
 
     /// Borrows a payload in place; `None` as [`PeerSegment::copy_out`].
