@@ -79,8 +79,10 @@ fn input_that_cannot_be_used_is_7() {
     );
     call(&["0x00FF"]).fails(7, "use 0x0100 to 0xFFFF");
     call(&["fs.list", "--raw", "{"]).fails(5, "InvalidArgument");
-    let large = format!("\"{}\"", "x".repeat(100_000));
-    call(&["fs.list", &large]).fails(7, "longer than this connection takes");
+    let large = place.sockets.path().join("large.json");
+    std::fs::write(&large, format!("\"{}\"", "x".repeat(10 << 20))).unwrap();
+    call(&["fs.list", &format!("@{}", large.display())])
+        .fails(7, "longer than this connection takes");
     lapwing(&["serve", "--root", "/no/such/directory"]).fails(7, "/no/such/directory");
     lapwing(&["demo", "--root", "/dev/null"]).fails(7, "cannot serve the directory /dev/null");
 }

@@ -18,7 +18,7 @@ use lapwing_proto::{
 };
 use lapwing_shm::{
     Bell, BlockPool, Buffer, BulkShape, CooperativePeers, Doorbell, OwnBlock, OwnMemory, PeerBlock,
-    PeerMemory, PeerSegment, Returns, TakeError, layout, sweep_buffers,
+    PeerMemory, PeerSegment, Returns, TakeError, layout,
 };
 
 use crate::client::lock;
@@ -470,7 +470,6 @@ impl BulkIn {
             }
         }
         self.in_use.store(in_use, Ordering::Relaxed);
-        sweep_buffers();
     }
 
     pub(crate) fn is_in_use(&self) -> bool {

@@ -54,16 +54,28 @@ impl fmt::Display for CodecError {
 
 impl std::error::Error for CodecError {}
 
+/// The longest [`CodecError::what`], in characters: some repeat the value that is wrong.
+const WHAT_CHARS: usize = 200;
+
 impl CodecError {
+    fn new(path: String, what: impl fmt::Display) -> CodecError {
+        let mut what = what.to_string();
+        if let Some((end, _)) = what.char_indices().nth(WHAT_CHARS) {
+            what.truncate(end);
+            what.push('…');
+        }
+        CodecError { path, what }
+    }
+
     fn whole(what: impl fmt::Display) -> CodecError {
-        CodecError { path: String::new(), what: what.to_string() }
+        CodecError::new(String::new(), what)
     }
 
     fn at<E: fmt::Display>(error: &serde_path_to_error::Error<E>) -> CodecError {
         let path = error.path().to_string();
         // A lone dot stands for the whole.
         let path = if path == "." { String::new() } else { path };
-        CodecError { path, what: error.inner().to_string() }
+        CodecError::new(path, error.inner())
     }
 }
 
@@ -188,6 +200,9 @@ mod tests {
         let error = <Json as Decode<Page>>::decode(json[..].into()).unwrap_err();
         assert_eq!(error.path, "lines[1].number");
         assert!(error.to_string().starts_with("at lines[1].number: invalid type"), "{error}");
+        let long = format!(r#"{{"lines": "{}"}}"#, "x".repeat(10_000));
+        let error = <Json as Decode<Page>>::decode(long.into_bytes().into()).unwrap_err();
+        assert!(error.to_string().len() < 300, "{error}");
         let trailing = <Json as Decode<Page>>::decode(b"{\"lines\": []} x"[..].into());
         assert!(trailing.unwrap_err().what.contains("trailing"));
     }

@@ -13,8 +13,8 @@ use lapwing_proto::{
     take_bulk,
 };
 use lapwing_shm::{
-    BadCommit, Bell, Consumer, Doorbell, OwnBlock, OwnMemory, PeerMemory, Producer, ReserveError,
-    Sleeper, layout,
+    BadCommit, Bell, Consumer, Doorbell, KeepBuffers, OwnBlock, OwnMemory, PeerMemory, Producer,
+    ReserveError, Sleeper, layout,
 };
 
 use crate::bulk::{BulkIn, BulkOut, BulkTerms};
@@ -78,8 +78,14 @@ impl Link {
             let source = Arc::clone(&socket);
             let r#in = In::Socket { socket: source, buffer: Vec::new(), start: 0, end: 0 };
             let sending = Sending::new(out, checksum, message_max, message_max);
-            let receiving =
-                Receiving { r#in, checksum, inline_max: message_max, message_max, bulk: None };
+            let receiving = Receiving {
+                r#in,
+                checksum,
+                inline_max: message_max,
+                message_max,
+                bulk: None,
+                _buffers: KeepBuffers::new(),
+            };
             return Link { agreed, sending, receiving, socket, waking: None, bulk: None };
         };
         let SharedMemory { own, own_doorbell, peer, peer_doorbell } = memory;
@@ -104,6 +110,7 @@ impl Link {
             inline_max: in_max,
             message_max,
             bulk: Some(Arc::clone(&bulk)),
+            _buffers: KeepBuffers::new(),
         };
         let waking = Some((Sleeper::new(own), own_doorbell));
         Link { agreed, sending, receiving, socket, waking, bulk: Some(bulk) }
@@ -523,6 +530,8 @@ pub(crate) struct Receiving {
     /// The longest payload, in bytes.
     message_max: u32,
     bulk: Option<Arc<BulkIn>>,
+    /// As long as the connection lasts.
+    _buffers: KeepBuffers,
 }
 
 #[derive(Debug)]

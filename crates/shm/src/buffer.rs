@@ -1,9 +1,9 @@
 //! Private memory for long payloads, which goes back to the system when it is not used.
 //!
 //! Long payloads come in bursts. The system's allocator keeps what was freed near the end of its heap, megabytes
-//! of it, for as long as the process lives; so these buffers are mappings of their own. A few stay mapped
-//! for the next payload, because their first touch costs more than copying does, until [`sweep_buffers`]
-//! finds them unused.
+//! of it, for as long as the process lives; so these buffers are mappings of their own. While somebody has
+//! [`KeepBuffers`], a few stay mapped for the next payload, because their first touch costs more than copying
+//! does, until [`sweep_buffers`] finds them unused or somebody is done.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -16,9 +16,11 @@ const BYTES_MIN: usize = 64 * 1024;
 const KEPT_BYTES: usize = 16 * 1024 * 1024;
 
 /// Buffers of this process that are mapped and not in use.
-static KEPT: Mutex<Kept> = Mutex::new(Kept { buffers: Vec::new(), bytes: 0 });
+static KEPT: Mutex<Kept> = Mutex::new(Kept { keepers: 0, buffers: Vec::new(), bytes: 0 });
 
 struct Kept {
+    /// How many [`KeepBuffers`] there are.
+    keepers: usize,
     /// With whether each was used since the last sweep; the one used last stands last.
     buffers: Vec<(PrivateBytes, bool)>,
     bytes: usize,
@@ -31,7 +33,7 @@ fn kept() -> MutexGuard<'static, Kept> {
 /// Gives buffers back to the system that were not used since the last time this was called.
 pub fn sweep_buffers() {
     let mut kept = kept();
-    let Kept { buffers, bytes } = &mut *kept;
+    let Kept { buffers, bytes, .. } = &mut *kept;
     buffers.retain_mut(|(memory, used)| {
         let stays = std::mem::replace(used, false);
         if !stays {
@@ -39,6 +41,43 @@ pub fn sweep_buffers() {
         }
         stays
     });
+}
+
+/// Whether there are buffers to be swept.
+#[must_use]
+pub fn has_kept_buffers() -> bool {
+    kept().bytes > 0
+}
+
+/// While one of these exists, as for each connection, unused buffers are kept for the next payload. When one is
+/// dropped, all unused ones go back to the system: what a burst left behind does not outlive its connection.
+#[derive(Debug)]
+pub struct KeepBuffers(());
+
+impl KeepBuffers {
+    /// Keeps buffers from here on.
+    #[must_use]
+    pub fn new() -> KeepBuffers {
+        kept().keepers += 1;
+        KeepBuffers(())
+    }
+}
+
+impl Default for KeepBuffers {
+    fn default() -> KeepBuffers {
+        KeepBuffers::new()
+    }
+}
+
+impl Drop for KeepBuffers {
+    fn drop(&mut self) {
+        let mut kept = kept();
+        kept.keepers -= 1;
+        kept.bytes = 0;
+        let gone = std::mem::take(&mut kept.buffers);
+        drop(kept);
+        drop(gone);
+    }
 }
 
 /// A growable buffer for a long payload.
@@ -105,7 +144,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let Some(memory) = self.memory.take() else { return };
         let mut kept = kept();
-        if kept.bytes + memory.bytes() <= KEPT_BYTES {
+        if kept.keepers > 0 && kept.bytes + memory.bytes() <= KEPT_BYTES {
             kept.bytes += memory.bytes();
             kept.buffers.push((memory, true));
         }
@@ -130,6 +169,9 @@ mod tests {
     /// One test: the buffers that are kept belong to the whole process.
     #[test]
     fn buffers_grow_are_kept_for_the_next_and_go_back_when_unused() {
+        drop(Buffer::zeroed(100));
+        assert!(!has_kept_buffers(), "nobody keeps any");
+        let keeper = KeepBuffers::new();
         let mut buffer = Buffer::new();
         assert!(buffer.bytes().is_empty() && buffer.bytes_mut().is_empty());
         let mut expected = Vec::new();
@@ -153,6 +195,12 @@ mod tests {
         assert!(kept().bytes > 0, "used since the last sweep");
         sweep_buffers();
         sweep_buffers();
-        assert_eq!(kept().bytes, 0);
+        assert!(!has_kept_buffers());
+        drop(Buffer::zeroed(100));
+        assert!(has_kept_buffers());
+        let other = KeepBuffers::new();
+        drop(keeper);
+        assert!(!has_kept_buffers(), "somebody is done");
+        drop(other);
     }
 }

@@ -44,7 +44,7 @@ mod waiter;
 mod wakeup;
 
 #[cfg(not(loom))]
-pub use buffer::{Buffer, sweep_buffers};
+pub use buffer::{Buffer, KeepBuffers, has_kept_buffers, sweep_buffers};
 pub use bulk::Returns;
 #[cfg(not(loom))]
 pub use bulk::{BlockPool, BulkShape, FreshSegment, OwnBlock, PeerBlock, PeerSegment, TakeError};

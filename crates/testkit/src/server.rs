@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use lapwing_proto::{
-    Checksum, Hello, HelloAck, Kind, ServerOffer, TransportGranted, TransportWanted,
+    Checksum, Features, Hello, HelloAck, Kind, ServerOffer, TransportGranted, TransportWanted,
 };
 
 use crate::frame::RawFrame;
@@ -31,6 +31,8 @@ pub struct Greeted {
     pub hello: Hello,
     /// The descriptors that came with it: none, or segment and doorbell.
     pub descriptors: Vec<OwnedFd>,
+    /// What the server has, of which the client is granted what it has, too. None at first.
+    pub features: Features,
 }
 
 impl RawServer {
@@ -76,7 +78,7 @@ impl Greeted {
         let descriptors = peer.take_descriptors();
         let shared = matches!(hello.transport, TransportWanted::SharedMemory { .. });
         assert_eq!(descriptors.len(), if shared { 2 } else { 0 });
-        Greeted { peer, hello, descriptors }
+        Greeted { peer, hello, descriptors, features: Features::NONE }
     }
 
     /// The grant that an honest server would give.
@@ -86,7 +88,8 @@ impl Greeted {
     /// If the client's Hello cannot be granted.
     #[must_use]
     pub fn honest_ack(&self) -> HelloAck {
-        let offer = ServerOffer { program: "raw".into(), ..ServerOffer::default() };
+        let features = self.features;
+        let offer = ServerOffer { program: "raw".into(), features, ..ServerOffer::default() };
         offer.answer(&self.hello, 7).expect("a grantable Hello")
     }
 

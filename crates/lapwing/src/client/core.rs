@@ -23,7 +23,7 @@ use lapwing_proto::{
     CallTable, Credit, Flags, Goodbye, Header, Kind, Lookup, MessageId, Status, TraceContext,
     WireError, limits,
 };
-use lapwing_shm::{Doorbell, OwnBlock, Sleeper, Spin, Spinner};
+use lapwing_shm::{Doorbell, OwnBlock, Sleeper, Spin, Spinner, has_kept_buffers, sweep_buffers};
 
 use super::stats::Counters;
 use super::streams::{Owed, StreamCall};
@@ -388,8 +388,9 @@ impl Core {
 
     /// Whether there is bulk memory that should be swept in a while.
     pub(crate) fn has_bulk(&self) -> bool {
-        let Some(bulk) = &self.bulk else { return false };
-        bulk.is_in_use() || lock(&self.outbox).sending.has_bulk()
+        has_kept_buffers()
+            || self.bulk.as_ref().is_some_and(|bulk| bulk.is_in_use())
+            || lock(&self.outbox).sending.has_bulk()
     }
 
     /// Gives bulk memory back that was not used since the last time.
@@ -397,6 +398,7 @@ impl Core {
         if let Some(bulk) = &self.bulk {
             bulk.sweep();
         }
+        sweep_buffers();
         self.outbox().sending.sweep()
     }
 

@@ -12,7 +12,7 @@ use lapwing_proto::{
     Credit, Flags, Goodbye, Header, Kind, MessageId, MethodShape, PeerMisbehaved, Status,
     WireError, limits,
 };
-use lapwing_shm::{Doorbell, SPIN_BOUND, Sleeper, Spin, Spinner};
+use lapwing_shm::{Doorbell, SPIN_BOUND, Sleeper, Spin, Spinner, has_kept_buffers, sweep_buffers};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -324,17 +324,21 @@ impl Connection {
 
     /// Gives bulk memory back that was not used for a while.
     fn sweep_if_due(&mut self) -> Result<(), Broken> {
-        let Some(bulk) = &self.bulk else { return Ok(()) };
+        let bulk = self.bulk.as_ref();
         match self.sweep_at {
             Some(at) if Instant::now() >= at => {
-                bulk.sweep();
+                bulk.inspect(|bulk| bulk.sweep());
+                sweep_buffers();
                 lock(&self.out.outbox).sending.sweep()?;
                 self.sweep_at = None;
             }
             Some(_) => return Ok(()),
             None => {}
         }
-        if bulk.is_in_use() || lock(&self.out.outbox).sending.has_bulk() {
+        if has_kept_buffers()
+            || bulk.is_some_and(|bulk| bulk.is_in_use())
+            || lock(&self.out.outbox).sending.has_bulk()
+        {
             self.sweep_at = Instant::now().checked_add(self.shared.limits.bulk_idle);
         }
         Ok(())

@@ -12,7 +12,7 @@ use crate::sys;
 
 /// A segment of small blocks is about so long, in bytes. Blocks are used in turn, so this is also what a
 /// steady flow of messages cycles through: few enough bytes to stay in a cache, enough of them not to write
-/// to what the peer has just read (`docs/memory.md`, section 7).
+/// to what the peer has just read (`docs/memory.md`, section 11).
 const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
 
 /// Powers of two that a block may be long.

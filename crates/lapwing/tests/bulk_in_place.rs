@@ -1,0 +1,137 @@
+//! Payloads borrowed in the sender's bulk memory: held long, out of order, across await, dropped elsewhere, or never.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lapwing::{
+    CallError, CallOptions, ClientOptions, CooperativePeers, IpcClient, IpcServer, Payload, Raw,
+    Request, Status, Unary,
+};
+use lapwing_testkit::PATIENCE;
+
+const MIB: usize = 1024 * 1024;
+
+const ECHO: u16 = 0x0700;
+const KEEP: Unary<Payload, Vec<u8>, Raw> = Unary::new(0x0701, "keep");
+const GIVE_UP: u16 = 0x0702;
+
+fn token() -> CooperativePeers {
+    // SAFETY: both sides of every connection here are this program's own, and keep to the protocol.
+    unsafe { CooperativePeers::assume() }
+}
+
+struct Fixture {
+    _server: IpcServer,
+    kept: Arc<Mutex<Vec<Payload>>>,
+    client: IpcClient,
+    _folder: tempfile::TempDir,
+}
+
+/// A server that keeps payloads, and a client with 16 MiB of bulk memory.
+async fn serve() -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("place.sock");
+    let kept: Arc<Mutex<Vec<Payload>>> = Arc::default();
+    let keep = Arc::clone(&kept);
+    let given_up = Arc::clone(&kept);
+    let server = IpcServer::builder()
+        .in_place(token())
+        .bind(&path)
+        .unwrap()
+        .route_raw(ECHO, "echo", |request: Request| async move {
+            // Across an await, and copied into the server's own memory by the reply.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok::<_, Status>(request.payload)
+        })
+        .route_raw(KEEP.kind(), KEEP.name(), move |request: Request| {
+            let keep = Arc::clone(&keep);
+            async move {
+                let length = request.payload.len() as u64;
+                keep.lock().unwrap().push(request.payload);
+                Ok::<_, Status>(length.to_le_bytes().to_vec())
+            }
+        })
+        .route_inline(GIVE_UP, "give.up", move |_, request, _| {
+            let at = usize::from(request[0]);
+            let gone = given_up.lock().unwrap().remove(at);
+            // On another thread.
+            std::thread::spawn(move || drop(gone)).join().unwrap();
+            Ok(())
+        })
+        .serve()
+        .unwrap();
+    let options =
+        ClientOptions { in_place: Some(token()), bulk_bytes: 1, ..ClientOptions::default() };
+    let client = IpcClient::connect_with(&path, options).await.unwrap();
+    Fixture { _server: server, kept, client, _folder: folder }
+}
+
+fn pattern(n: u8, length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i / 64) as u8 ^ n).collect()
+}
+
+#[tokio::test]
+async fn borrowed_payloads_are_whole_and_outlive_their_connection() {
+    let Fixture { client, _server, _folder, .. } = serve().await;
+    let mut replies = Vec::new();
+    for n in 0..8 {
+        replies.push(client.call_raw(ECHO, &pattern(n, MIB)).await.unwrap());
+    }
+    client.disconnect().await;
+    drop((client, _server));
+    for (n, reply) in replies.into_iter().enumerate() {
+        assert!(reply.bytes() == pattern(n as u8, MIB), "{n}");
+        assert!(reply.into_vec() == pattern(n as u8, MIB));
+    }
+}
+
+#[tokio::test]
+async fn sender_whose_blocks_are_all_held_gets_a_typed_error_at_its_deadline_and_goes_on_later() {
+    let Fixture { client, kept, _server, _folder } = serve().await;
+    for n in 0..16 {
+        client.call(KEEP, &pattern(n, MIB).into()).await.unwrap();
+    }
+    let soon = CallOptions::default().timeout(Duration::from_millis(50));
+    let late = client.call_with(KEEP, &vec![1; MIB].into(), &soon).await.unwrap_err();
+    assert!(matches!(late, CallError::DeadlineExceeded), "{late}");
+    for (n, payload) in kept.lock().unwrap().iter().enumerate() {
+        assert!(payload.bytes() == pattern(n as u8, MIB), "{n}");
+    }
+    // Out of order, and dropped on another thread while the sender waits.
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { client.call(KEEP, &vec![7; MIB].into()).await }
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!waiting.is_finished());
+    client.call_raw(GIVE_UP, &[9]).await.unwrap();
+    tokio::time::timeout(PATIENCE, waiting).await.expect("a block came back").unwrap().unwrap();
+    assert!(kept.lock().unwrap().last().unwrap().bytes() == [7; MIB]);
+    // One is never given back: its sender has one block less, and nothing else happens.
+    std::mem::forget(kept.lock().unwrap().remove(3));
+    kept.lock().unwrap().clear();
+    for n in 0..50 {
+        let reply = client.call_raw(ECHO, &pattern(n, MIB)).await.unwrap();
+        assert!(reply.bytes() == pattern(n, MIB), "{n}");
+    }
+}
+
+#[tokio::test]
+async fn borrowed_request_may_be_the_reply() {
+    let Fixture { client, _server, _folder, .. } = serve().await;
+    let calls: Vec<_> = (0..24)
+        .map(|n| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let sent = pattern(n, usize::from(n) * 100_000);
+                let mut request = client.reserve(sent.len()).await.unwrap();
+                request.copy_from_slice(&sent);
+                let reply = client.call_reserved(ECHO, request).await.unwrap();
+                assert!(reply.bytes() == sent, "{n}");
+            })
+        })
+        .collect();
+    for call in calls {
+        tokio::time::timeout(PATIENCE, call).await.expect("it ends").unwrap();
+    }
+}
