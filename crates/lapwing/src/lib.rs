@@ -71,6 +71,7 @@ pub use method::{ClientStream, Duplex, Method, OneWay, ServerStream, Unary, shap
 pub use payload::Payload;
 pub use peer::{PeerCredentials, Policy, SameUser};
 pub use server::{
-    Builder, Call, Caller, Cancellation, IpcServer, ItemSink, ItemSource, Reply, Request, Route,
-    RouteError, ServeError, ServerLimits, ServerStats, Sink, Source, TrySendError,
+    Builder, Call, Caller, Cancellation, Inline, InlineCall, IpcServer, ItemSink, ItemSource,
+    Reply, Request, Route, RouteError, ServeError, ServerLimits, ServerStats, Sink, Source,
+    TrySendError,
 };

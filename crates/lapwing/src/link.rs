@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapwing_proto::{
-    CHECKSUM_RANGE, Checksum, Entry, ExtensionBuilder, ExtensionError, Extensions, Features, Flags,
-    FrameError, Header, LimitsGranted, MessageId, PeerMisbehaved, TraceContext, WireError, limits,
+    CHECKSUM_RANGE, Checksum, DEADLINE_ALONE_BYTES, DEADLINE_VALUE_AT, Entry, ExtensionBuilder,
+    ExtensionError, Extensions, Features, Flags, FrameError, Header, LimitsGranted, MessageId,
+    PeerMisbehaved, TraceContext, WireError, deadline_alone, limits, read_deadline_alone,
     take_bulk,
 };
 use lapwing_shm::{
@@ -214,6 +215,74 @@ impl Body<'_> {
     }
 }
 
+/// A frame that was put together before it is known when it is sent: room for a header, an extension block or
+/// none, the payload. Its buffer goes back to the thread it is dropped on.
+#[derive(Debug)]
+pub(crate) struct Written {
+    frame: Vec<u8>,
+    payload_at: usize,
+    /// Its extension block begins with a deadline.
+    timed: bool,
+}
+
+impl Written {
+    /// A frame with this extension block, whose payload is still empty.
+    #[inline]
+    pub(crate) fn begin(
+        remaining: Option<Duration>,
+        trace: Option<TraceContext>,
+        metadata: &Metadata,
+    ) -> Result<Written, ExtensionError> {
+        let mut frame = Payload::buffer();
+        frame.extend_from_slice(&[0; Header::BYTES]);
+        let mut written = Written { frame, payload_at: Header::BYTES, timed: remaining.is_some() };
+        if remaining.is_some() || trace.is_some() || !metadata.is_empty() {
+            put_extensions(&mut written.frame, remaining, trace, metadata)?;
+            written.payload_at = written.frame.len();
+        }
+        Ok(written)
+    }
+
+    /// Where the payload is to be appended.
+    #[inline]
+    pub(crate) fn payload_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.frame
+    }
+
+    #[inline]
+    pub(crate) fn payload(&self) -> &[u8] {
+        &self.frame[self.payload_at..]
+    }
+
+    #[inline]
+    pub(crate) fn extension_bytes(&self) -> usize {
+        self.payload_at - Header::BYTES
+    }
+
+    /// Says that this much time is left, in a frame that says so at all.
+    #[inline]
+    pub(crate) fn set_remaining(&mut self, left: Duration) {
+        debug_assert!(self.timed, "it was put together for a call with a deadline");
+        let at = Header::BYTES + DEADLINE_VALUE_AT;
+        if let Some(value) = self.frame.get_mut(at..at + 8) {
+            value.copy_from_slice(&micros(left).to_le_bytes());
+        }
+    }
+}
+
+impl Drop for Written {
+    #[inline]
+    fn drop(&mut self) {
+        drop(Payload::from(std::mem::take(&mut self.frame)));
+    }
+}
+
+/// Whole microseconds, as a deadline is told.
+#[inline]
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 #[derive(Debug)]
 enum Out {
     Ring {
@@ -279,6 +348,23 @@ impl Sending {
         put_words(frame, header.to_words());
         header.checksum = self.checksum.of_zeroed(frame);
         self.out.push(header.to_words(), &frame[Header::BYTES..])
+    }
+
+    /// As [`Sending::send`], of a frame that was put together.
+    #[inline(always)]
+    pub(crate) fn send_written(
+        &mut self,
+        mut header: Header,
+        written: &mut Written,
+    ) -> Result<(), SendError> {
+        if written.frame.len() - Header::BYTES > self.inline_max as usize {
+            let mut extension = written.frame[Header::BYTES..written.payload_at].to_vec();
+            return self.send_long(header, &mut extension, Body::Bytes(written.payload()));
+        }
+        if written.extension_bytes() > 0 {
+            header.flags = header.flags | Flags::EXTENDED;
+        }
+        self.send_in_place(header, &mut written.frame)
     }
 
     /// As [`Sending::send`], with the extension block in `extension`, which may be empty for none and is used
@@ -568,7 +654,10 @@ impl Receiving {
         if expected != header.checksum {
             return Err(FrameError::Checksum { expected, found: header.checksum }.into());
         }
-        if header.flags.contains(Flags::EXTENDED) && header.kind.is_application() {
+        if header.flags.contains(Flags::EXTENDED)
+            && header.kind.is_application()
+            && read_deadline_alone(&frame.bytes[Header::BYTES..]).is_none()
+        {
             return self.with_bulk(header, frame).map(Some);
         }
         Ok(Some(header))
@@ -599,6 +688,15 @@ impl Receiving {
         match &self.r#in {
             In::Ring { consumer, .. } => consumer.has_record(),
             In::Socket { .. } => false,
+        }
+    }
+
+    /// What changes when the peer makes room; nothing on a socket.
+    #[inline]
+    pub(crate) fn peer_progress(&self) -> (u64, u64) {
+        match &self.r#in {
+            In::Ring { consumer, .. } => consumer.peer_progress(),
+            In::Socket { .. } => (0, 0),
         }
     }
 
@@ -725,6 +823,9 @@ pub(crate) fn call_header(
 pub struct Metadata(Vec<(String, Vec<u8>)>);
 
 impl Metadata {
+    /// No pairs.
+    pub(crate) const NONE: Metadata = Metadata(Vec::new());
+
     /// The value of the first pair with this key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&[u8]> {
@@ -759,34 +860,51 @@ impl<K: Into<String>, V: Into<Vec<u8>>, const N: usize> From<[(K, V); N]> for Me
 pub(crate) struct Carried {
     /// Time that is left for the call.
     pub(crate) remaining: Option<Duration>,
+    /// What is rarer.
+    pub(crate) more: Option<Box<CarriedMore>>,
+}
+
+/// See [`Carried`].
+#[derive(Default, Debug)]
+pub(crate) struct CarriedMore {
     pub(crate) trace: Option<TraceContext>,
     pub(crate) metadata: Metadata,
 }
 
-/// Takes the extension block out of a frame whose header announces one. Entries that this version
-/// does not know are skipped.
+/// Reads the extension block of a frame whose header announces one; the payload is behind it then. Entries
+/// that this version does not know are skipped.
 ///
 /// # Errors
 ///
 /// What keeps the frame from being understood; it is as it was then.
-#[cold]
+#[inline]
 pub(crate) fn take_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
-    let frame = &mut frame.bytes;
-    let (extensions, rest) = Extensions::parse(&frame[Header::BYTES..])?;
-    let mut carried = Carried::default();
+    match read_deadline_alone(&frame.bytes[Header::BYTES..]) {
+        Some(remaining_us) => {
+            frame.extension = DEADLINE_ALONE_BYTES;
+            Ok(Carried { remaining: Some(Duration::from_micros(remaining_us)), more: None })
+        }
+        None => take_any_extensions(frame),
+    }
+}
+
+#[cold]
+fn take_any_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
+    let (extensions, rest) = Extensions::parse(&frame.bytes[Header::BYTES..])?;
+    let mut remaining = None;
+    let mut more = Box::<CarriedMore>::default();
     for entry in extensions.iter() {
         match entry {
             Entry::Deadline { remaining_us } => {
-                carried.remaining = Some(Duration::from_micros(remaining_us));
+                remaining = Some(Duration::from_micros(remaining_us));
             }
-            Entry::Trace(trace) => carried.trace = Some(trace),
-            Entry::Metadata { key, value } => carried.metadata.push(key, value),
+            Entry::Trace(trace) => more.trace = Some(trace),
+            Entry::Metadata { key, value } => more.metadata.push(key, value),
             _ => return Err(ExtensionError::UnknownCritical(BULK)),
         }
     }
-    let end = frame.len() - rest.len();
-    frame.drain(Header::BYTES..end);
-    Ok(carried)
+    frame.extension = frame.bytes.len() - Header::BYTES - rest.len();
+    Ok(Carried { remaining, more: Some(more) })
 }
 
 /// Appends an extension block.
@@ -800,9 +918,16 @@ pub(crate) fn put_extensions(
     trace: Option<TraceContext>,
     metadata: &Metadata,
 ) -> Result<(), ExtensionError> {
+    if let Some(remaining) = remaining
+        && trace.is_none()
+        && metadata.is_empty()
+    {
+        into.extend_from_slice(&deadline_alone(micros(remaining)));
+        return Ok(());
+    }
     let mut block = ExtensionBuilder::new(into);
     if let Some(remaining) = remaining {
-        let remaining_us = u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX);
+        let remaining_us = micros(remaining);
         block.push(Entry::Deadline { remaining_us })?;
     }
     if let Some(trace) = trace {

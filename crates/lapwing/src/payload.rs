@@ -99,6 +99,12 @@ impl Payload {
         Payload { bytes: Vec::new(), start: 0, long: Some(Box::new(long)) }
     }
 
+    /// What stands behind the room for a header in `frame`, which is left empty but for that room.
+    pub(crate) fn behind_header(frame: &mut Vec<u8>) -> Payload {
+        let bytes = std::mem::replace(frame, vec![0; Header::BYTES]);
+        Payload { bytes, start: Header::BYTES, long: None }
+    }
+
     /// The block of this side's bulk memory that the payload lies in, if it does.
     pub(crate) fn own_block(&mut self) -> Option<&mut OwnBlock> {
         match self.long.as_deref_mut() {
@@ -113,15 +119,17 @@ impl Payload {
 pub(crate) struct Frame {
     /// Header, extension block if there is one, and the payload unless `long` has it.
     pub(crate) bytes: Vec<u8>,
+    /// Bytes of the extension block, once it was read.
+    pub(crate) extension: usize,
     pub(crate) long: Option<Box<Long>>,
 }
 
 impl Frame {
-    /// The payload; behind the extension block only once that was taken out.
+    /// The payload; behind the extension block only once that was read.
     #[inline]
     pub(crate) fn payload(&self) -> &[u8] {
         match &self.long {
-            None => &self.bytes[Header::BYTES..],
+            None => &self.bytes[Header::BYTES + self.extension..],
             Some(long) => long.bytes(),
         }
     }
@@ -134,13 +142,14 @@ impl Frame {
         if long.is_some() {
             return Payload { bytes: Vec::new(), start: 0, long };
         }
-        Payload { bytes, start: Header::BYTES, long }
+        Payload { bytes, start: Header::BYTES + self.extension, long }
     }
 
     /// Makes room for the next one.
     #[inline]
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
+        self.extension = 0;
         self.long = None;
     }
 }
@@ -210,7 +219,7 @@ mod tests {
     fn frame(payload: &[u8]) -> Frame {
         let mut bytes = vec![0xEE; Header::BYTES];
         bytes.extend_from_slice(payload);
-        Frame { bytes, long: None }
+        Frame { bytes, extension: 0, long: None }
     }
 
     #[test]

@@ -169,6 +169,48 @@ impl<'a> Extensions<'a> {
     }
 }
 
+/// An entry without meaning, which every version skips: it keeps what follows the block aligned.
+const PADDING: u8 = 0x00;
+
+/// The block that a deadline alone makes, up to its value.
+const DEADLINE_ALONE: [u8; 5] = [14, 0, DEADLINE, 8, 0];
+
+/// What follows the value: padding, so that the payload behind the block is aligned to eight bytes as the frame is.
+const BEHIND_ALONE: [u8; 3] = [PADDING, 0, 0];
+
+/// Where the value of a deadline stands in a block that begins with one.
+pub const DEADLINE_VALUE_AT: usize = DEADLINE_ALONE.len();
+
+/// Bytes of a block that holds a deadline alone.
+pub const DEADLINE_ALONE_BYTES: usize = DEADLINE_ALONE.len() + 8 + BEHIND_ALONE.len();
+
+/// The block that holds a deadline alone, as most blocks do, and padding: made at once.
+#[must_use]
+#[inline]
+pub fn deadline_alone(remaining_us: u64) -> [u8; DEADLINE_ALONE_BYTES] {
+    let mut block = [0; DEADLINE_ALONE_BYTES];
+    let (head, value) = block.split_at_mut(DEADLINE_VALUE_AT);
+    head.copy_from_slice(&DEADLINE_ALONE);
+    let (value, behind) = value.split_at_mut(8);
+    value.copy_from_slice(&remaining_us.to_le_bytes());
+    behind.copy_from_slice(&BEHIND_ALONE);
+    block
+}
+
+/// The time that is left, in microseconds, if `payload` begins with the block that [`deadline_alone`] makes: what
+/// [`Extensions::parse`] would find, at once.
+#[must_use]
+#[inline]
+pub fn read_deadline_alone(payload: &[u8]) -> Option<u64> {
+    let (block, _) = payload.split_first_chunk::<DEADLINE_ALONE_BYTES>()?;
+    let (head, value) = block.split_first_chunk()?;
+    let (value, behind) = value.split_first_chunk()?;
+    if *head != DEADLINE_ALONE || *behind != BEHIND_ALONE {
+        return None;
+    }
+    Some(u64::from_le_bytes(*value))
+}
+
 /// Takes the bulk entry out of the extension block that begins at `start` of `frame` and is the rest of it, so
 /// that the payload in the bulk block may follow there. Where no other entry stands, the block goes, too.
 /// `None`: there is no bulk entry, and nothing was changed.

@@ -181,3 +181,29 @@ fn builder_goes_on_with_a_block_and_knows_what_stands_there() {
     assert_eq!(found.remaining_us(), Some(7));
     assert!(ExtensionBuilder::go_on(&mut vec![5, 0], 0).is_err());
 }
+
+#[test]
+fn deadline_alone_is_what_the_parser_finds_with_an_aligned_payload_behind() {
+    for remaining_us in [0, 1, 5_000_000, u64::MAX] {
+        let mut block = deadline_alone(remaining_us).to_vec();
+        assert_eq!(block.len() % 8, 0);
+        block.extend_from_slice(b"payload");
+        assert_eq!(read_deadline_alone(&block), Some(remaining_us));
+        let (extensions, rest) = Extensions::parse(&block).unwrap();
+        let entries: Vec<_> = extensions.iter().collect();
+        assert_eq!(entries, [Entry::Deadline { remaining_us }]);
+        assert_eq!(rest, b"payload");
+    }
+    let mut more = Vec::new();
+    let mut block = ExtensionBuilder::new(&mut more);
+    block.push(Entry::Deadline { remaining_us: 7 }).unwrap();
+    block.push(Entry::Metadata { key: "k", value: b"v" }).unwrap();
+    assert_eq!(read_deadline_alone(&more), None);
+    assert_eq!(read_deadline_alone(&deadline_alone(7)[..DEADLINE_ALONE_BYTES - 1]), None);
+    for at in 0..DEADLINE_ALONE_BYTES {
+        let value = DEADLINE_VALUE_AT..DEADLINE_VALUE_AT + 8;
+        let mut other = deadline_alone(7);
+        other[at] ^= 1;
+        assert_eq!(read_deadline_alone(&other).is_some(), value.contains(&at), "{at}");
+    }
+}

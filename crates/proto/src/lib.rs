@@ -47,7 +47,8 @@ pub use checksum::{CHECKSUM_RANGE, Checksum, ChecksumSet};
 pub use credit::{Credit, CreditError, ReceiveCredit, SendCredit};
 pub use describe::{Description, MethodDescription, MethodShape};
 pub use extension::{
-    BulkDescriptor, Entry, ExtensionBuilder, ExtensionError, Extensions, TraceContext, take_bulk,
+    BulkDescriptor, DEADLINE_ALONE_BYTES, DEADLINE_VALUE_AT, Entry, ExtensionBuilder,
+    ExtensionError, Extensions, TraceContext, deadline_alone, read_deadline_alone, take_bulk,
 };
 pub use flags::Flags;
 pub use goodbye::{Goodbye, HelloReject};

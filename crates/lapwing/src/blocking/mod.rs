@@ -19,8 +19,8 @@ use lapwing_shm::{Poller, Spin};
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
 use crate::bulk::Reserved;
 use crate::client::{
-    Core, Inbox, LINGER, Outcome, Outgoing, Room, StartError, Started, WhenFull, at_once, lock,
-    state_of,
+    Core, Inbox, LINGER, Outcome, Outgoing, Room, StartError, Started, Until, What, WhenFull,
+    at_once, lock, state_of,
 };
 use crate::control::ControlSocket;
 use crate::endpoint;
@@ -142,8 +142,9 @@ impl IpcClient {
     /// [`CallError`] when the request was not sent.
     pub fn submit(&self, kind: u16, payload: &[u8]) -> Result<PendingCall<'_>, CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        let out = Outgoing::plain(kind, payload);
-        let call = self.start(None, |core| core.start_call(out))?;
+        let mut out = Outgoing::plain(kind, payload);
+        let start = |core: &Core, settled| core.start_call(out.again(settled));
+        let call = self.start(&mut Until::Never, start)?;
         Ok(PendingCall { client: self, call: Some(call) })
     }
 
@@ -154,7 +155,7 @@ impl IpcClient {
     /// [`CallError`]; that it was sent does not say that the server has read it.
     pub fn send_oneway(&self, kind: u16, payload: &[u8]) -> Result<(), CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        self.send_kind(kind, payload, WhenFull::Wait)
+        self.send_out(Outgoing::plain(kind, payload), WhenFull::Wait)
     }
 
     /// Room for a request of `bytes` bytes, to be written in place and sent by
@@ -164,7 +165,7 @@ impl IpcClient {
     ///
     /// [`CallError::TooLarge`] for more than a message may have, or what ended the connection.
     pub fn reserve(&self, bytes: usize) -> Result<Reserved, CallError> {
-        self.start(None, |core| core.reserve(bytes))
+        self.start(&mut Until::Never, |core, _| core.reserve(bytes))
     }
 
     /// As [`IpcClient::call_raw`], with a request that was written in place: a long one is not copied.
@@ -177,7 +178,7 @@ impl IpcClient {
         match request.into_parts() {
             Ok(block) => {
                 let block = Mutex::new(block);
-                self.call_out(Outgoing { block: Some(&block), ..Outgoing::plain(kind, &[]) })
+                self.call_out(Outgoing { what: What::Block(&block), ..Outgoing::plain(kind, &[]) })
             }
             Err(bytes) => self.call_kind(kind, &bytes),
         }
@@ -236,25 +237,27 @@ impl IpcClient {
     pub fn disconnect(&self) {
         let core = &self.shared.core;
         core.say_goodbye();
-        let deadline = Instant::now().checked_add(self.shared.drain);
+        let mut until = Instant::now().checked_add(self.shared.drain).into();
         // The replies to calls that were given up are waited for by nobody else.
         let drained = |waker: &Waker| core.poll_drained(waker).then_some(());
-        let _ = self.wait_until(deadline, drained);
+        let _ = self.wait_until(&mut until, drained);
         core.close();
     }
 
-    fn send_kind(&self, kind: Kind, payload: &[u8], when_full: WhenFull) -> Result<(), CallError> {
-        let out = Outgoing::plain(kind, payload);
+    fn send_out(&self, mut out: Outgoing<'_>, when_full: WhenFull) -> Result<(), CallError> {
         let core = &self.shared.core;
         match when_full {
-            WhenFull::Wait => return self.start(None, |core| core.start_oneway(out)),
+            WhenFull::Wait => {
+                let start = |core: &Core, settled| core.start_oneway(out.again(settled));
+                return self.start(&mut Until::Never, start);
+            }
             WhenFull::Fail => at_once(core.start_oneway(out))?,
             WhenFull::DropAndCount => match core.start_oneway(out) {
                 Err(StartError::Full(_)) => core.counters.dropped(),
                 sent => at_once(sent)?,
             },
         }
-        self.sent(None);
+        self.sent(&mut Until::Never);
         Ok(())
     }
 
@@ -263,15 +266,16 @@ impl IpcClient {
     }
 
     #[inline]
-    fn call_out(&self, out: Outgoing<'_>) -> Result<Payload, CallError> {
-        let deadline = out.travel.and_then(|travel| travel.deadline);
-        let call = self.start(deadline, |core| core.start_call(out))?;
-        self.collect(&call, deadline)
+    fn call_out(&self, mut out: Outgoing<'_>) -> Result<Payload, CallError> {
+        let mut until = out.until();
+        let start = |core: &Core, settled| core.start_call(out.again(settled));
+        let call = self.start(&mut until, start)?;
+        self.collect(&call, &mut until)
     }
 
     #[inline]
-    fn collect(&self, call: &Started, deadline: Option<Instant>) -> Result<Payload, CallError> {
-        match self.wait_for(call, deadline) {
+    fn collect(&self, call: &Started, until: &mut Until) -> Result<Payload, CallError> {
+        match self.wait_for(call, until) {
             Some(outcome) => self.shared.core.conclude(outcome),
             None => {
                 self.shared.core.abandon(call.id);
@@ -283,28 +287,31 @@ impl IpcClient {
     /// On a socket, which may have taken only part of a frame: sends the rest, until the deadline. What is
     /// left then, as of the connection's own small frames, goes out when somebody sends or waits next.
     #[inline]
-    fn sent(&self, deadline: Option<Instant>) {
+    fn sent(&self, until: &mut Until) {
         if self.shared.core.doorbell.is_none() {
-            self.push_backlog(deadline);
+            self.push_backlog(until);
         }
     }
 
-    /// Starts something, waiting for room as often as it takes.
+    /// Starts something, waiting for room as often as it takes. `start` is given the deadline once it had to be worked
+    /// out.
     #[inline]
     fn start<T>(
         &self,
-        deadline: Option<Instant>,
-        mut start: impl FnMut(&Core) -> Result<T, StartError>,
+        until: &mut Until,
+        mut start: impl FnMut(&Core, Option<Instant>) -> Result<T, StartError>,
     ) -> Result<T, CallError> {
+        let mut settled = None;
         loop {
-            match start(&self.shared.core) {
+            match start(&self.shared.core, settled) {
                 Ok(started) => {
-                    self.sent(deadline);
+                    self.sent(until);
                     return Ok(started);
                 }
                 Err(StartError::Failed(error)) => return Err(error),
                 Err(StartError::Full(room)) => {
-                    if !self.wait_for_room(room, deadline) {
+                    settled = until.settle();
+                    if !self.wait_for_room(room, until) {
                         return Err(CallError::DeadlineExceeded);
                     }
                 }
@@ -313,35 +320,35 @@ impl IpcClient {
     }
 
     /// A socket may have taken only part of a frame: waits until it has the rest.
-    fn push_backlog(&self, deadline: Option<Instant>) {
+    fn push_backlog(&self, until: &mut Until) {
         let core = &self.shared.core;
         if !lock(&core.outbox).sending.has_backlog() {
             return;
         }
         // Also for a leader that sleeps already; one that wakes looks for room for everybody.
         if self.shared.poller.want_writable(core.socket.as_fd(), true).is_ok() {
-            let _ = self.wait_for_room(Room { bytes: 0, place: false }, deadline);
+            let _ = self.wait_for_room(Room { bytes: 0, place: false }, until);
         }
     }
 
     /// The call's outcome, or `None` when the deadline came first.
-    fn wait_for(&self, call: &Started, deadline: Option<Instant>) -> Option<Outcome> {
+    fn wait_for(&self, call: &Started, until: &mut Until) -> Option<Outcome> {
         let core = &self.shared.core;
         loop {
             if let Ok(mut inbox) = core.inbox.try_lock() {
                 let done = || core.poll_call(call.id, None);
-                let outcome = self.lead(&mut inbox, Some(call), |found| found, done, deadline);
+                let outcome = self.lead(&mut inbox, Some(call), |found| found, done, until);
                 drop(inbox);
                 self.hand_over();
                 return outcome;
             }
             let waker = thread_waker();
             let done = || core.poll_call(call.id, Some(&waker));
-            if let Some(outcome) = self.follow(done, deadline) {
+            if let Some(outcome) = self.follow(done, until) {
                 core.taken();
                 return Some(outcome);
             }
-            if is_over(deadline) {
+            if until.is_over() {
                 return None;
             }
         }
@@ -349,25 +356,21 @@ impl IpcClient {
 
     /// Waits until `done` has an answer, which registers the waker it is given; `None` when the deadline came
     /// first.
-    fn wait_until<T>(
-        &self,
-        deadline: Option<Instant>,
-        done: impl Fn(&Waker) -> Option<T>,
-    ) -> Option<T> {
+    fn wait_until<T>(&self, until: &mut Until, done: impl Fn(&Waker) -> Option<T>) -> Option<T> {
         let core = &self.shared.core;
         let waker = thread_waker();
         loop {
             if let Ok(mut inbox) = core.inbox.try_lock() {
                 let never = |_| unreachable!("no call of its own was given");
-                let answer = self.lead(&mut inbox, None, never, || done(&waker), deadline);
+                let answer = self.lead(&mut inbox, None, never, || done(&waker), until);
                 drop(inbox);
                 self.hand_over();
                 return answer;
             }
-            if let Some(answer) = self.follow(|| done(&waker), deadline) {
+            if let Some(answer) = self.follow(|| done(&waker), until) {
                 return Some(answer);
             }
-            if is_over(deadline) {
+            if until.is_over() {
                 return None;
             }
         }
@@ -375,17 +378,17 @@ impl IpcClient {
 
     /// Whether there was room before the deadline.
     #[cold]
-    fn wait_for_room(&self, room: Room, deadline: Option<Instant>) -> bool {
+    fn wait_for_room(&self, room: Room, until: &mut Until) -> bool {
         let core = &self.shared.core;
         core.wait_for_room(room, &thread_waker());
         // Nothing is registered any more once room was offered.
         let woken = |waker: &Waker| (!core.waits_for_room(waker)).then_some(());
-        self.wait_until(deadline, woken).is_some()
+        self.wait_until(until, woken).is_some()
     }
 
     /// Parks until woken, unless `done` has an answer or nobody leads any more. `done` has
     /// registered this thread's waker.
-    fn follow<T>(&self, done: impl Fn() -> Option<T>, deadline: Option<Instant>) -> Option<T> {
+    fn follow<T>(&self, done: impl Fn() -> Option<T>, until: &mut Until) -> Option<T> {
         let followers = &self.shared.followers;
         followers.fetch_add(1, Ordering::Relaxed);
         // As in invariant T of the core: either this finds the receiving half free, or the leader that
@@ -393,7 +396,7 @@ impl IpcClient {
         self.shared.core.meet();
         let mut answer = done();
         if answer.is_none() && self.shared.core.inbox.try_lock().is_err() {
-            match deadline {
+            match until.settle() {
                 None => thread::park(),
                 Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
             }
@@ -422,7 +425,7 @@ impl IpcClient {
         mine: Option<&Started>,
         found: impl Fn(Outcome) -> T,
         done: impl Fn() -> Option<T>,
-        deadline: Option<Instant>,
+        until: &mut Until,
     ) -> Option<T> {
         let core = &self.shared.core;
         loop {
@@ -431,6 +434,8 @@ impl IpcClient {
                 Ok(None) => {}
                 Err(broken) => self.end(inbox, &broken),
             }
+            // Before room is looked for: what comes after it is seen.
+            let seen = core.room_wanted().then(|| inbox.peer_progress());
             core.offer_room();
             // Delivered by another leader before, or the connection is over. While nothing has come
             // yet this costs no time that would not be waited anyway.
@@ -438,17 +443,22 @@ impl IpcClient {
                 return Some(answer);
             }
             inbox.disarm();
-            if inbox.spin(LINGER) {
+            let came = match seen {
+                None => inbox.spin(LINGER),
+                // A peer that moves its words for ever, and makes no room, is no reason to wait longer.
+                Some(seen) => inbox.spin_for_room(LINGER, seen) && !until.is_over(),
+            };
+            if came {
                 continue;
             }
             // Looked for up to a millisecond: a deadline is not worth a look at the clock before.
-            if is_over(deadline) {
+            if until.is_over() {
                 return None;
             }
             let rested = if inbox.spinner.policy() == Spin::Always && core.doorbell.is_some() {
                 core.look_at_socket()
             } else {
-                self.sleep(inbox, deadline)
+                self.sleep(inbox, until)
             };
             if let Err(broken) = rested {
                 self.end(inbox, &broken);
@@ -457,7 +467,7 @@ impl IpcClient {
     }
 
     /// Arms, looks once more, sleeps until something comes.
-    fn sleep(&self, inbox: &mut Inbox, deadline: Option<Instant>) -> Result<(), Broken> {
+    fn sleep(&self, inbox: &mut Inbox, until: &mut Until) -> Result<(), Broken> {
         let core = &self.shared.core;
         let quiet = inbox.arm()?;
         // Armed before this look: room that comes later rings.
@@ -469,8 +479,10 @@ impl IpcClient {
             self.shared.poller.want_writable(core.socket.as_fd(), true)?;
         }
         let since = Instant::now();
-        let wake =
-            self.shared.poller.wait(deadline.map(|at| at.saturating_duration_since(since)))?;
+        let wake = self
+            .shared
+            .poller
+            .wait(until.settle().map(|at| at.saturating_duration_since(since)))?;
         inbox.spinner.slept(since.elapsed());
         if backlog {
             self.shared.poller.want_writable(core.socket.as_fd(), false)?;
@@ -492,10 +504,6 @@ fn far_away() -> Instant {
     Instant::now() + Duration::from_secs(365 * 24 * 3600)
 }
 
-fn is_over(deadline: Option<Instant>) -> bool {
-    deadline.is_some_and(|at| Instant::now() >= at)
-}
-
 /// A call that was submitted. Dropping it gives the reply up.
 #[derive(Debug)]
 #[must_use = "a pending call that is dropped gives its reply up"]
@@ -512,7 +520,7 @@ impl PendingCall<'_> {
     /// As [`IpcClient::call_raw`].
     pub fn collect(mut self) -> Result<Payload, CallError> {
         let call = self.call.take().expect("collected or dropped once");
-        self.client.collect(&call, None)
+        self.client.collect(&call, &mut Until::Never)
     }
 }
 

@@ -4,11 +4,10 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Instant;
 
-use lapwing_proto::Kind;
-
 use super::{IpcClient, Shared};
 use crate::client::{
-    Brings, Item, ItemError, Outgoing, Started, at_once, kind_of, read, try_sent, written,
+    Brings, Core, Item, ItemError, Outgoing, Started, Until, at_once, kind_of, read, try_sent,
+    written,
 };
 use crate::codec::{Decode, Encode};
 use crate::error::CallError;
@@ -26,8 +25,9 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let (kind, payload) = written(method, request, "request")?;
-        read::<R, C>(method.name(), "reply", self.call_kind(kind, &payload)?)
+        let mut written = written(method, request, "request", None)?;
+        let reply = self.call_out(Outgoing::written(kind_of(method), &mut written, None))?;
+        read::<R, C>(method.name(), "reply", reply)
     }
 
     /// Calls a method with a time limit, metadata or a trace.
@@ -44,10 +44,10 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let (kind, payload) = written(method, request, "request")?;
         let travel = options.travel();
-        let travel = travel.as_ref();
-        let reply = self.call_out(Outgoing { travel, ..Outgoing::plain(kind, &payload) })?;
+        let mut written = written(method, request, "request", travel.as_ref())?;
+        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let reply = self.call_out(out)?;
         read::<R, C>(method.name(), "reply", reply)
     }
 
@@ -60,11 +60,12 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let (kind, payload) = written(method, request, "request")?;
-        let out = Outgoing::plain(kind, &payload);
+        let mut written = written(method, request, "request", None)?;
+        let out = Outgoing::written(kind_of(method), &mut written, None);
         let call = at_once(self.shared.core.start_call(out))?;
-        self.sent(None);
-        read::<R, C>(method.name(), "reply", self.collect(&call, None)?)
+        let mut until = Until::Never;
+        self.sent(&mut until);
+        read::<R, C>(method.name(), "reply", self.collect(&call, &mut until)?)
     }
 
     /// Sends a message that has no reply. Waits while there is no room for it.
@@ -91,8 +92,8 @@ impl IpcClient {
         message: &Q,
         when_full: WhenFull,
     ) -> Result<(), CallError> {
-        let (kind, payload) = written(method, message, "message")?;
-        self.send_kind(kind, &payload, when_full)
+        let mut written = written(method, message, "message", None)?;
+        self.send_out(Outgoing::written(kind_of(method), &mut written, None), when_full)
     }
 
     /// Calls a method that answers with a stream.
@@ -109,9 +110,10 @@ impl IpcClient {
     where
         C: Encode<Q>,
     {
-        let (kind, payload) = written(method, request, "request")?;
-        let brings = Brings::Items { caller_sends: false };
-        let call = self.open(kind, &payload, brings, options)?;
+        let travel = options.travel();
+        let mut written = written(method, request, "request", travel.as_ref())?;
+        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let call = self.open(out, Brings::Items { caller_sends: false })?;
         Ok(ItemStream::new(Arc::new(call), method.name()))
     }
 
@@ -125,8 +127,9 @@ impl IpcClient {
         method: ClientStream<Q, R, C>,
         options: &CallOptions,
     ) -> Result<Upload<Q, R, C>, CallError> {
-        let brings = Brings::Items { caller_sends: true };
-        let call = self.open(kind_of(method), &[], brings, options)?;
+        let travel = options.travel();
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
+        let call = self.open(out, Brings::Items { caller_sends: true })?;
         let sender = ItemSender::new(Arc::new(call), method.name());
         Ok(Upload { sender, types: PhantomData })
     }
@@ -141,23 +144,18 @@ impl IpcClient {
         method: Duplex<Q, R, C>,
         options: &CallOptions,
     ) -> Result<Halves<Q, R, C>, CallError> {
-        let brings = Brings::Items { caller_sends: true };
-        let call = Arc::new(self.open(kind_of(method), &[], brings, options)?);
+        let travel = options.travel();
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
+        let call = Arc::new(self.open(out, Brings::Items { caller_sends: true })?);
         let sender = ItemSender::new(Arc::clone(&call), method.name());
         Ok((sender, ItemStream::new(call, method.name())))
     }
 
-    fn open(
-        &self,
-        kind: Kind,
-        payload: &[u8],
-        brings: Brings,
-        options: &CallOptions,
-    ) -> Result<OpenCall, CallError> {
-        let travel = options.travel();
-        let deadline = travel.as_ref().and_then(|travel| travel.deadline);
-        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
-        let call = self.start(deadline, |core| core.start(out, brings))?;
+    fn open(&self, mut out: Outgoing<'_>, brings: Brings) -> Result<OpenCall, CallError> {
+        let mut until = out.until();
+        let start = |core: &Core, settled| core.start(out.again(settled), brings);
+        let call = self.start(&mut until, start)?;
+        let deadline = until.settle();
         Ok(OpenCall { client: IpcClient { shared: Arc::clone(&self.shared) }, call, deadline })
     }
 }
@@ -178,6 +176,10 @@ impl OpenCall {
         &self.client.shared
     }
 
+    fn until(&self) -> Until {
+        self.deadline.into()
+    }
+
     fn give_up(&self) {
         // Does nothing for a call that has ended.
         self.shared().core.abandon(self.call.id);
@@ -189,7 +191,7 @@ impl OpenCall {
             Some(item) => Some(item),
             None => self
                 .client
-                .wait_until(self.deadline, |waker| core.poll_item(self.call.id, Some(waker))),
+                .wait_until(&mut self.until(), |waker| core.poll_item(self.call.id, Some(waker))),
         };
         item.ok_or(CallError::DeadlineExceeded)
     }
@@ -204,11 +206,12 @@ impl OpenCall {
         loop {
             match attempt(None) {
                 Err(ItemError::Behind) => {
-                    let sent =
-                        self.client.wait_until(self.deadline, |waker| match attempt(Some(waker)) {
+                    let sent = self.client.wait_until(&mut self.until(), |waker| {
+                        match attempt(Some(waker)) {
                             Err(ItemError::Behind) => None,
                             sent => Some(sent),
-                        });
+                        }
+                    });
                     match sent.ok_or(CallError::DeadlineExceeded)? {
                         Err(ItemError::Full(room)) => self.room(room)?,
                         sent => break try_sent(sent),
@@ -218,12 +221,12 @@ impl OpenCall {
                 sent => break try_sent(sent),
             }
         }?;
-        self.client.sent(self.deadline);
+        self.client.sent(&mut self.until());
         Ok(())
     }
 
     fn room(&self, room: crate::client::Room) -> Result<(), CallError> {
-        let had = self.client.wait_for_room(room, self.deadline);
+        let had = self.client.wait_for_room(room, &mut self.until());
         if had { Ok(()) } else { Err(CallError::DeadlineExceeded) }
     }
 }

@@ -25,13 +25,14 @@ use lapwing_proto::{
 };
 use lapwing_shm::{Doorbell, OwnBlock, Sleeper, Spin, Spinner, has_kept_buffers, sweep_buffers};
 
+use super::options::Until;
 use super::stats::Counters;
 use super::streams::{Owed, StreamCall};
 use crate::bulk::{BulkIn, Reserved};
 use crate::error::{CallError, Delivered, EndReason};
 use crate::handshake::plain;
 use crate::link::{
-    Agreed, Body, Broken, Link, Metadata, Receiving, SendError, Sending, call_header,
+    Agreed, Body, Broken, Link, Metadata, Receiving, SendError, Sending, Written, call_header,
     connection_header, misbehaved, put_extensions, take_extensions,
 };
 use crate::payload::{Frame, Payload};
@@ -139,45 +140,86 @@ pub(crate) struct Room {
 }
 
 /// A frame to start a call or a one-way message with.
-#[derive(Clone, Copy)]
 pub(crate) struct Outgoing<'a> {
     pub(crate) kind: Kind,
-    pub(crate) payload: &'a [u8],
-    /// Instead of `payload`: a block of bulk memory. Locked only while it is sent.
-    pub(crate) block: Option<&'a Mutex<OwnBlock>>,
+    pub(crate) what: What<'a>,
     /// What its extension block carries, if it has one.
     pub(crate) travel: Option<&'a Travel<'a>>,
+    /// The travel's deadline, once it was worked out because the frame had to wait.
+    pub(crate) settled: Option<Instant>,
+}
+
+/// The payload of an [`Outgoing`].
+pub(crate) enum What<'a> {
+    Bytes(&'a [u8]),
+    /// A frame that was put together beforehand, with its extension block.
+    Written(&'a mut Written),
+    /// A block of bulk memory. Locked only while it is sent.
+    Block(&'a Mutex<OwnBlock>),
 }
 
 impl<'a> Outgoing<'a> {
     /// Bytes, with nothing beside them.
     #[inline]
     pub(crate) fn plain(kind: Kind, payload: &'a [u8]) -> Outgoing<'a> {
-        Outgoing { kind, payload, block: None, travel: None }
+        Outgoing { kind, what: What::Bytes(payload), travel: None, settled: None }
+    }
+
+    /// A frame that was put together for this travel.
+    #[inline]
+    pub(crate) fn written(
+        kind: Kind,
+        written: &'a mut Written,
+        travel: Option<&'a Travel<'a>>,
+    ) -> Outgoing<'a> {
+        Outgoing { kind, what: What::Written(written), travel, settled: None }
+    }
+
+    /// The same once more, to be tried after it had to wait.
+    #[inline]
+    pub(crate) fn again(&mut self, settled: Option<Instant>) -> Outgoing<'_> {
+        let what = match &mut self.what {
+            What::Bytes(bytes) => What::Bytes(bytes),
+            What::Written(written) => What::Written(written),
+            What::Block(block) => What::Block(block),
+        };
+        Outgoing { what, settled, ..*self }
     }
 
     /// What it waits for. A block has its place in bulk memory already.
     #[inline]
     fn room(&self, place: bool) -> Room {
-        let bytes = if self.block.is_some() { 0 } else { self.payload.len() };
+        let bytes = if matches!(self.what, What::Block(_)) { 0 } else { self.len() };
         Room { bytes, place }
     }
 
+    /// Bytes of the payload.
     #[inline]
     fn len(&self) -> usize {
-        self.block.map_or(self.payload.len(), |block| lock(block).len())
+        match &self.what {
+            What::Bytes(bytes) => bytes.len(),
+            What::Written(written) => written.payload().len(),
+            What::Block(block) => lock(block).len(),
+        }
     }
 
+    /// When it is given up.
     #[inline]
-    fn is_plain(&self) -> bool {
-        self.travel.is_none() && self.block.is_none()
+    pub(crate) fn until(&self) -> Until {
+        self.travel.map_or(Until::Never, |travel| travel.deadline)
+    }
+
+    /// The time that is left for it now.
+    #[inline]
+    fn left(&self) -> Option<Duration> {
+        self.settled.map_or(self.until(), Until::At).left()
     }
 }
 
 /// What goes with a call beside its payload.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Travel<'a> {
-    pub(crate) deadline: Option<Instant>,
+    pub(crate) deadline: Until,
     pub(crate) trace: Option<TraceContext>,
     pub(crate) metadata: &'a Metadata,
     pub(crate) priority: bool,
@@ -317,23 +359,68 @@ impl Core {
             _ => Flags::REQUEST,
         };
         let header = call_header(flags, out.kind, id);
-        let sent = if out.is_plain() {
-            outbox.sending.send(header, out.payload).map_err(|e| self.refused(e, room))
-        } else {
-            self.send_extended(&mut outbox, header, out, room)
-        };
-        if let Err(error) = sent {
+        let (kind, bytes) = (out.kind, out.len());
+        if let Err(error) = self.send_out(&mut outbox, header, out, room) {
             outbox.calls.remove(id);
             return Err(error);
         }
         self.in_flight.store(outbox.calls.len() as u32, Ordering::Relaxed);
-        self.counters.sent(out.len());
+        self.counters.sent(bytes);
         if let Err(broken) = outbox.sending.flush() {
             drop(outbox);
             // The frame is out: whether the call runs is open. Its caller finds the end.
             self.finish(&broken);
         }
-        Ok(Started { id, kind: out.kind, begun })
+        Ok(Started { id, kind, begun })
+    }
+
+    #[inline(always)]
+    fn send_out(
+        &self,
+        outbox: &mut Outbox,
+        header: Header,
+        out: Outgoing<'_>,
+        room: Room,
+    ) -> Result<(), StartError> {
+        match (&out.what, out.travel) {
+            (What::Bytes(bytes), None) => {
+                outbox.sending.send(header, bytes).map_err(|e| self.refused(e, room))
+            }
+            (What::Written(_), _) => self.send_written(outbox, header, out, room),
+            _ => self.send_extended(outbox, header, out, room),
+        }
+    }
+
+    /// A frame that was put together, with the time that is left now.
+    #[inline]
+    fn send_written(
+        &self,
+        outbox: &mut Outbox,
+        mut header: Header,
+        out: Outgoing<'_>,
+        room: Room,
+    ) -> Result<(), StartError> {
+        let left = out.left();
+        let What::Written(written) = out.what else { unreachable!("the caller has looked") };
+        if let Some(travel) = out.travel {
+            if let Some(left) = left {
+                self.check_left(left)?;
+                written.set_remaining(left);
+            }
+            if travel.priority {
+                header.flags = header.flags | Flags::PRIORITY;
+            }
+        }
+        let room = Room { bytes: room.bytes + written.extension_bytes(), ..room };
+        outbox.sending.send_written(header, written).map_err(|error| self.refused(error, room))
+    }
+
+    fn check_left(&self, left: Duration) -> Result<(), StartError> {
+        if left < Duration::from_micros(1) {
+            self.counters.failed();
+            return Err(StartError::Failed(CallError::DeadlineExceeded));
+        }
+        Ok(())
     }
 
     #[inline(never)]
@@ -348,12 +435,8 @@ impl Core {
         extended.clear();
         if let Some(travel) = out.travel {
             // What is left now: it may have waited for room.
-            let left = |at: Instant| at.saturating_duration_since(Instant::now());
-            let remaining = travel.deadline.map(left);
-            if remaining.is_some_and(|left| left < Duration::from_micros(1)) {
-                self.counters.failed();
-                return Err(StartError::Failed(CallError::DeadlineExceeded));
-            }
+            let remaining = out.left();
+            remaining.map_or(Ok(()), |left| self.check_left(left))?;
             if travel.priority {
                 header.flags = header.flags | Flags::PRIORITY;
             }
@@ -361,9 +444,12 @@ impl Core {
                 .map_err(|error| StartError::Failed(CallError::BadMetadata(error.to_string())))?;
         }
         let room = Room { bytes: room.bytes + extended.len(), ..room };
-        let sent = match out.block {
-            None => sending.send_with(header, extended, Body::Bytes(out.payload)),
-            Some(block) => sending.send_with(header, extended, Body::Block(&mut lock(block))),
+        let sent = match out.what {
+            What::Bytes(bytes) => sending.send_with(header, extended, Body::Bytes(bytes)),
+            What::Block(block) => {
+                sending.send_with(header, extended, Body::Block(&mut lock(block)))
+            }
+            What::Written(_) => unreachable!("it has its extension block already"),
         };
         if extended.capacity() > 64 * 1024 {
             *extended = Vec::new();
@@ -408,12 +494,9 @@ impl Core {
         self.check_open(&outbox)?;
         let header = call_header(Flags::NONE, out.kind, MessageId::CONNECTION);
         let room = out.room(false);
-        if out.is_plain() {
-            outbox.sending.send(header, out.payload).map_err(|e| self.refused(e, room))?;
-        } else {
-            self.send_extended(&mut outbox, header, out, room)?;
-        }
-        self.counters.sent(out.len());
+        let bytes = out.len();
+        self.send_out(&mut outbox, header, out, room)?;
+        self.counters.sent(bytes);
         let flushed = outbox.sending.flush();
         drop(outbox);
         if let Err(broken) = flushed {
@@ -945,6 +1028,20 @@ impl Inbox {
         let receiving = &self.receiving;
         // A socket shows nothing without a system call.
         self.sleeper.is_some() && self.spinner.spin(limit, || receiving.is_ready())
+    }
+
+    /// What changes when the peer makes room.
+    #[inline]
+    pub(crate) fn peer_progress(&self) -> (u64, u64) {
+        self.receiving.peer_progress()
+    }
+
+    /// As [`Inbox::spin`], also until the peer has made room since it had come to `seen`.
+    #[cold]
+    pub(crate) fn spin_for_room(&mut self, limit: Duration, seen: (u64, u64)) -> bool {
+        let receiving = &self.receiving;
+        let moved = || receiving.is_ready() || receiving.peer_progress() != seen;
+        self.sleeper.is_some() && self.spinner.spin(limit, moved)
     }
 
     /// Says that this side is about to sleep; whether there is nothing to do but that.

@@ -20,6 +20,7 @@ mod typed;
 
 use std::future::{Future, poll_fn};
 use std::path::Path;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -31,11 +32,11 @@ use tokio::io::Interest;
 use tokio::sync::Notify;
 
 pub(crate) use self::core::{
-    Brings, Core, Inbox, Outcome, Outgoing, Room, StartError, Started, lock,
+    Brings, Core, Inbox, Outcome, Outgoing, Room, StartError, Started, What, lock,
 };
 use self::driver::Driver;
 pub use self::options::{CallOptions, ClientOptions, FrameChecksum, Transport, WhenFull};
-pub(crate) use self::options::{checksum_set, program_name};
+pub(crate) use self::options::{Until, checksum_set, program_name};
 pub use self::stats::ClientStats;
 pub(crate) use self::streams::{Item, ItemError};
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
@@ -204,7 +205,7 @@ impl IpcClient {
     /// The message was sent whole or not at all; it was not when this never completed.
     pub async fn send_oneway(&self, kind: u16, payload: &[u8]) -> Result<(), CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        self.send_kind(kind, payload, WhenFull::Wait).await
+        self.send_out(Outgoing::plain(kind, payload), WhenFull::Wait).await
     }
 
     /// Room for a request of `bytes` bytes, to be written in place and sent by
@@ -218,7 +219,7 @@ impl IpcClient {
     ///
     /// Dropped, nothing is taken.
     pub async fn reserve(&self, bytes: usize) -> Result<Reserved, CallError> {
-        self.poll_start(|_| self.shared.core.reserve(bytes)).await
+        self.poll_start(Until::Never, |_| self.shared.core.reserve(bytes)).await
     }
 
     /// As [`IpcClient::call_raw`], with a request that was written in place: a long one is not copied.
@@ -234,14 +235,13 @@ impl IpcClient {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
         let options = CallOptions::default();
         let travel = options.travel();
-        let deadline = travel.as_ref().and_then(|travel| travel.deadline);
         let (block, payload) = match request.into_parts() {
             Ok(block) => (Some(Mutex::new(block)), Vec::new()),
             Err(bytes) => (None, bytes),
         };
-        let out =
-            Outgoing { kind, payload: &payload, block: block.as_ref(), travel: travel.as_ref() };
-        within(deadline, self.call_now(out, false)).await
+        let what = block.as_ref().map_or(What::Bytes(&payload), What::Block);
+        let out = Outgoing { kind, what, travel: travel.as_ref(), settled: None };
+        within(out.until(), self.call_now(out, false)).await
     }
 
     /// Asks the connection itself for an answer, past every route; the time it took.
@@ -313,16 +313,13 @@ impl IpcClient {
         self.shared.kick.notify.notify_one();
     }
 
-    async fn send_kind(
-        &self,
-        kind: Kind,
-        payload: &[u8],
-        when_full: WhenFull,
-    ) -> Result<(), CallError> {
+    async fn send_out(&self, mut out: Outgoing<'_>, when_full: WhenFull) -> Result<(), CallError> {
         let core = &self.shared.core;
-        let out = Outgoing::plain(kind, payload);
         match when_full {
-            WhenFull::Wait => self.poll_start(|_| core.start_oneway(out)).await?,
+            WhenFull::Wait => {
+                let start = |settled| core.start_oneway(out.again(settled));
+                self.poll_start(Until::Never, start).await?;
+            }
             WhenFull::Fail => at_once(core.start_oneway(out))?,
             WhenFull::DropAndCount => match core.start_oneway(out) {
                 Err(StartError::Full(_)) => core.counters.dropped(),
@@ -342,33 +339,15 @@ impl IpcClient {
     }
 
     async fn call_inheriting(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
-        self.call_kind_with(kind, payload, &CallOptions::default()).await
-    }
-
-    async fn call_kind_with(
-        &self,
-        kind: Kind,
-        payload: &[u8],
-        options: &CallOptions,
-    ) -> Result<Payload, CallError> {
-        let travel = options.travel();
-        let deadline = travel.as_ref().and_then(|travel| travel.deadline);
-        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
-        let work = self.call_now(out, false);
-        within(deadline, work).await
-    }
-
-    async fn call_if_room(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
         let options = CallOptions::default();
         let travel = options.travel();
-        let deadline = travel.as_ref().and_then(|travel| travel.deadline);
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
-        within(deadline, self.call_now(out, true)).await
+        within(out.until(), self.call_now(out, false)).await
     }
 
     async fn call_now(
         &self,
-        out: Outgoing<'_>,
+        mut out: Outgoing<'_>,
         only_with_room: bool,
     ) -> Result<Payload, CallError> {
         let core = &*self.shared.core;
@@ -376,9 +355,10 @@ impl IpcClient {
         tokio::task::coop::consume_budget().await;
         let mut guard = CallGuard { shared: &self.shared, id: None };
         // The guard is there before the request is sent: a drop between the two cannot leak the slot.
-        let started = match core.start_call(out) {
+        let started = match core.start_call(out.again(None)) {
             Err(StartError::Full(_)) if !only_with_room => {
-                self.poll_start(|_| core.start_call(out)).await?
+                let until = out.until();
+                self.poll_start(until, |settled| core.start_call(out.again(settled))).await?
             }
             started => at_once(started)?,
         };
@@ -391,20 +371,24 @@ impl IpcClient {
         core.conclude(outcome)
     }
 
-    /// Starts something, waiting for room as often as it takes.
+    /// Starts something, waiting for room as often as it takes. `start` is given the deadline once it had to be worked
+    /// out.
     async fn poll_start<T>(
         &self,
-        mut start: impl FnMut(&mut Context<'_>) -> Result<T, StartError>,
+        mut until: Until,
+        mut start: impl FnMut(Option<Instant>) -> Result<T, StartError>,
     ) -> Result<T, CallError> {
         let core = &self.shared.core;
+        let mut settled = None;
         poll_fn(|cx| {
             for _ in 0..2 {
-                match start(cx) {
+                match start(settled) {
                     Ok(started) => return Poll::Ready(Ok(started)),
                     Err(StartError::Failed(error)) => return Poll::Ready(Err(error)),
                     // Registered first, then tried once more: room that came in between is seen.
                     Err(StartError::Full(room)) => core.wait_for_room(room, cx.waker()),
                 }
+                settled = until.settle();
             }
             self.kick();
             Poll::Pending
@@ -546,18 +530,28 @@ impl Drop for CallGuard<'_> {
     }
 }
 
-/// The work's result, unless the deadline comes first: then it is dropped.
+/// The work's result, unless the deadline comes first: then it is dropped. The runtime's timer learns of it only
+/// once the work has to wait.
 async fn within<T>(
-    deadline: Option<Instant>,
+    mut until: Until,
     work: impl Future<Output = Result<T, CallError>>,
 ) -> Result<T, CallError> {
-    match deadline {
-        None => work.await,
-        Some(at) => match tokio::time::timeout_at(at.into(), work).await {
-            Ok(done) => done,
-            Err(_) => Err(CallError::DeadlineExceeded),
-        },
+    if until == Until::Never {
+        return work.await;
     }
+    let mut work = pin!(work);
+    let mut timer = pin!(None);
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(done);
+        }
+        if timer.is_none() {
+            timer.set(until.settle().map(|at| tokio::time::sleep_until(at.into())));
+        }
+        let over = timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready());
+        if over { Poll::Ready(Err(CallError::DeadlineExceeded)) } else { Poll::Pending }
+    })
+    .await
 }
 
 pub(crate) fn state_of(core: &Core) -> ConnectionState {

@@ -128,6 +128,53 @@ impl ClientOptions {
     }
 }
 
+/// The least time limit of which a look at the clock is saved. It is a hundred times what a caller looks for a
+/// reply before it looks at the clock, so that such a limit is kept within a hundredth.
+const AMPLE: Duration = Duration::from_millis(100);
+
+/// When a call is given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Until {
+    Never,
+    At(Instant),
+    /// So long after it was made. Most calls are over before anybody has to know when that is, and a look at the
+    /// clock is a twentieth of a call: so it is worked out by the first who waits in earnest.
+    In(Duration),
+}
+
+impl From<Option<Instant>> for Until {
+    fn from(deadline: Option<Instant>) -> Until {
+        deadline.map_or(Until::Never, Until::At)
+    }
+}
+
+impl Until {
+    /// The time, worked out now if it was not before. One too far for the clock is none.
+    pub(crate) fn settle(&mut self) -> Option<Instant> {
+        if let Until::In(left) = *self {
+            *self = Instant::now().checked_add(left).into();
+        }
+        match *self {
+            Until::At(at) => Some(at),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.settle().is_some_and(|at| Instant::now() >= at)
+    }
+
+    /// The time that is left. Of a call that has waited for nothing yet, which has all of it, without a look at
+    /// the clock.
+    pub(crate) fn left(self) -> Option<Duration> {
+        match self {
+            Until::Never => None,
+            Until::At(at) => Some(at.saturating_duration_since(Instant::now())),
+            Until::In(left) => Some(left),
+        }
+    }
+}
+
 /// What goes with one call beside its request.
 ///
 /// # Examples
@@ -186,12 +233,19 @@ impl CallOptions {
     /// All that goes with a call that is made here and now, if anything does.
     pub(crate) fn travel(&self) -> Option<Travel<'_>> {
         let ambient = Ambient::here().unwrap_or_default();
-        // A time too long for the clock is none.
-        let timeout = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let deadline = [self.deadline, timeout, ambient.deadline].into_iter().flatten().min();
+        let given = [self.deadline, ambient.deadline].into_iter().flatten().min();
+        let deadline = match (self.timeout, given) {
+            (None, None) => Until::Never,
+            (Some(timeout), None) if timeout >= AMPLE => Until::In(timeout),
+            (timeout, given) => {
+                // A time too long for the clock is none.
+                let timeout = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+                [given, timeout].into_iter().flatten().min().into()
+            }
+        };
         let trace = self.trace.or(ambient.trace);
         let Self { metadata, priority, .. } = self;
-        let some = deadline.is_some() || trace.is_some() || !metadata.is_empty() || *priority;
+        let some = deadline != Until::Never || trace.is_some() || !metadata.is_empty() || *priority;
         some.then_some(Travel { deadline, trace, metadata, priority: *priority })
     }
 }

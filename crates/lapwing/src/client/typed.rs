@@ -10,25 +10,33 @@ use futures_core::Stream;
 use lapwing_proto::Kind;
 use tokio::time::{Sleep, sleep_until};
 
-use super::core::{Brings, Outgoing, StartError, Started};
+use super::core::{Brings, Outgoing, StartError, Started, Travel};
 use super::options::{CallOptions, WhenFull};
 use super::streams::{Item, ItemError};
-use super::{IpcClient, Shared};
+use super::{IpcClient, Shared, Until};
+use crate::ambient::Ambient;
 use crate::codec::{Decode, Encode};
 use crate::error::CallError;
+use crate::link::{Metadata, Written};
 use crate::method::{ClientStream, Duplex, Method, OneWay, ServerStream, Shape, Unary};
 use crate::payload::Payload;
 
-/// The method's number and the request's bytes.
+/// The frame of a request, put together with what travels with it.
+#[inline]
 pub(crate) fn written<S: Shape, Q, R, C: Encode<Q>>(
     method: Method<S, Q, R, C>,
     request: &Q,
     what: &'static str,
-) -> Result<(Kind, Payload), CallError> {
-    let mut bytes = Payload::buffer();
+    travel: Option<&Travel<'_>>,
+) -> Result<Written, CallError> {
+    let begun = match travel {
+        None => Written::begin(None, None, &Metadata::NONE),
+        Some(travel) => Written::begin(travel.deadline.left(), travel.trace, travel.metadata),
+    };
+    let mut written = begun.map_err(|error| CallError::BadMetadata(error.to_string()))?;
     let failed = |source| CallError::Codec { method: method.name(), what, source };
-    C::encode(request, &mut bytes).map_err(failed)?;
-    Ok((kind_of(method), bytes.into()))
+    C::encode(request, written.payload_mut()).map_err(failed)?;
+    Ok(written)
 }
 
 pub(crate) fn kind_of<S: Shape, Q, R, C>(method: Method<S, Q, R, C>) -> Kind {
@@ -68,8 +76,12 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let (kind, payload) = written(method, request, "request")?;
-        let reply = self.call_kind(kind, &payload).await?;
+        let reply = if Ambient::is_here() {
+            Box::pin(self.call_written(method, request, &CallOptions::default(), false)).await?
+        } else {
+            let mut written = written(method, request, "request", None)?;
+            self.call_now(Outgoing::written(kind_of(method), &mut written, None), false).await?
+        };
         read::<R, C>(method.name(), "reply", reply)
     }
 
@@ -91,8 +103,7 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let (kind, payload) = written(method, request, "request")?;
-        let reply = self.call_kind_with(kind, &payload, options).await?;
+        let reply = self.call_written(method, request, options, false).await?;
         read::<R, C>(method.name(), "reply", reply)
     }
 
@@ -113,8 +124,7 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let (kind, payload) = written(method, request, "request")?;
-        let reply = self.call_if_room(kind, &payload).await?;
+        let reply = self.call_written(method, request, &CallOptions::default(), true).await?;
         read::<R, C>(method.name(), "reply", reply)
     }
 
@@ -150,8 +160,9 @@ impl IpcClient {
         message: &Q,
         when_full: WhenFull,
     ) -> Result<(), CallError> {
-        let (kind, payload) = written(method, message, "message")?;
-        self.send_kind(kind, &payload, when_full).await
+        let mut written = written(method, message, "message", None)?;
+        let out = Outgoing::written(kind_of(method), &mut written, None);
+        self.send_out(out, when_full).await
     }
 
     /// Calls a method that answers with a stream.
@@ -192,9 +203,10 @@ impl IpcClient {
     where
         C: Encode<Q>,
     {
-        let (kind, payload) = written(method, request, "request")?;
-        let brings = Brings::Items { caller_sends: false };
-        let call = self.open(kind, &payload, brings, options).await?;
+        let travel = options.travel();
+        let mut written = written(method, request, "request", travel.as_ref())?;
+        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let call = self.open(out, Brings::Items { caller_sends: false }).await?;
         Ok(ItemStream::new(call, method.name()))
     }
 
@@ -212,8 +224,9 @@ impl IpcClient {
         method: ClientStream<Q, R, C>,
         options: &CallOptions,
     ) -> Result<Upload<Q, R, C>, CallError> {
-        let brings = Brings::Items { caller_sends: true };
-        let call = self.open(kind_of(method), &[], brings, options).await?;
+        let travel = options.travel();
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
+        let call = self.open(out, Brings::Items { caller_sends: true }).await?;
         let sender = ItemSender::new(Arc::new(call), method.name());
         Ok(Upload { sender, types: PhantomData })
     }
@@ -232,25 +245,35 @@ impl IpcClient {
         method: Duplex<Q, R, C>,
         options: &CallOptions,
     ) -> Result<Halves<Q, R, C>, CallError> {
-        let brings = Brings::Items { caller_sends: true };
-        let call = Arc::new(self.open(kind_of(method), &[], brings, options).await?);
+        let travel = options.travel();
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
+        let call = Arc::new(self.open(out, Brings::Items { caller_sends: true }).await?);
         let sender = ItemSender::new(Arc::clone(&call), method.name());
         Ok((sender, ItemStream::of(call, method.name())))
     }
 
-    async fn open(
+    async fn call_written<Q, R, C>(
         &self,
-        kind: Kind,
-        payload: &[u8],
-        brings: Brings,
+        method: Unary<Q, R, C>,
+        request: &Q,
         options: &CallOptions,
-    ) -> Result<OpenCall, CallError> {
+        only_with_room: bool,
+    ) -> Result<Payload, CallError>
+    where
+        C: Encode<Q>,
+    {
         let travel = options.travel();
-        let deadline = travel.as_ref().and_then(|travel| travel.deadline);
+        let mut written = written(method, request, "request", travel.as_ref())?;
+        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        super::within(out.until(), self.call_now(out, only_with_room)).await
+    }
+
+    async fn open(&self, mut out: Outgoing<'_>, brings: Brings) -> Result<OpenCall, CallError> {
         let core = &self.shared.core;
-        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
-        let start = |_: &mut Context<'_>| core.start(out, brings);
-        let started = super::within(deadline, self.poll_start(start)).await?;
+        let deadline = out.until().settle();
+        let until = Until::from(deadline);
+        let start = |settled| core.start(out.again(settled), brings);
+        let started = super::within(until, self.poll_start(until, start)).await?;
         self.sent();
         Ok(OpenCall { shared: Arc::clone(&self.shared), call: started, deadline })
     }
@@ -432,7 +455,7 @@ impl<T, C> ItemSender<T, C> {
 
     async fn end(&mut self) -> Result<(), CallError> {
         let work = poll_fn(|cx| self.call.poll_send(cx, None));
-        let ended = match super::within(self.call.deadline, work).await {
+        let ended = match super::within(self.call.deadline.into(), work).await {
             Err(CallError::StreamEnded) => Ok(()),
             ended => ended,
         };
@@ -455,7 +478,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
         let item = self.write(item)?;
         tokio::task::coop::consume_budget().await;
         let work = poll_fn(|cx| self.call.poll_send(cx, Some(&item)));
-        super::within(self.call.deadline, work).await
+        super::within(self.call.deadline.into(), work).await
     }
 
     /// Sends one item if there is room for it now.
@@ -548,7 +571,7 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
                 }
             }
         });
-        let outcome = super::within(call.deadline, over).await?;
+        let outcome = super::within(call.deadline.into(), over).await?;
         let reply = call.shared.core.conclude(outcome)?;
         read::<R, C>(self.sender.method, "reply", reply)
     }

@@ -61,7 +61,7 @@ impl Ahead {
             self.bytes += header.length as usize;
             let overtakes = self.overtakes(&header);
             let since = Instant::now();
-            let empty = Frame { bytes: Payload::buffer(), long: None };
+            let empty = Frame { bytes: Payload::buffer(), ..Frame::default() };
             let frame = std::mem::replace(frame, empty);
             let queue = if overtakes { &mut self.priority } else { &mut self.others };
             queue.push_back(Waiting { header, frame, since });

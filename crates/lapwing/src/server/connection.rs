@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -18,7 +19,8 @@ use tokio::task::JoinSet;
 
 use super::ahead::Ahead;
 use super::handler::{
-    AsyncHandler, Caller, Handler, LONG_BYTES, Panicked, Request, Running, run_inline,
+    AsyncHandler, Caller, Handler, InlineCall, LONG_BYTES, Panicked, Request, Running, run_inline,
+    run_typed,
 };
 use super::items::StreamLink;
 use super::router::Route;
@@ -29,7 +31,7 @@ use crate::ambient::Ambient;
 use crate::bulk::{BulkIn, Long, Reserved};
 use crate::client::{LINGER, lock};
 use crate::link::{
-    Broken, Carried, Link, Receiving, SendError, Sending, call_header, connection_header,
+    Broken, Carried, Link, Metadata, Receiving, SendError, Sending, call_header, connection_header,
     misbehaved, take_extensions,
 };
 use crate::payload::{Frame, Payload};
@@ -48,6 +50,8 @@ const LOOK_IN_PLACE: Duration = Duration::from_micros(4);
 #[derive(Debug)]
 pub(crate) struct Out {
     outbox: Mutex<Outbox>,
+    /// Whether anybody waits for room; set under the outbox's lock.
+    room_wanted: AtomicBool,
     /// Tells the connection's task, which may be asleep, to watch the socket for room.
     backlog: Notify,
 }
@@ -101,6 +105,8 @@ pub(crate) struct Connection {
     /// When bulk memory is to be swept, while there is any.
     sweep_at: Option<Instant>,
     calls: JoinSet<()>,
+    /// The place of a call of each route that was over at once, for the next one.
+    places: Vec<Option<Box<dyn Running>>>,
     calls_in_flight: usize,
     message_max: usize,
     phase: watch::Receiver<Phase>,
@@ -140,6 +146,7 @@ impl Connection {
         let doorbell = doorbell.map(Arc::new);
         let bells = Bells::new(&socket, doorbell.as_ref())?;
         let message_max = sending.message_max();
+        let routes = shared.router.len();
         let outbox = Outbox {
             sending,
             running: HashMap::new(),
@@ -151,7 +158,11 @@ impl Connection {
             spinner: Spinner::new(shared.spin),
             shared,
             caller: Arc::new(caller),
-            out: Arc::new(Out { outbox: Mutex::new(outbox), backlog: Notify::new() }),
+            out: Arc::new(Out {
+                outbox: Mutex::new(outbox),
+                room_wanted: AtomicBool::new(false),
+                backlog: Notify::new(),
+            }),
             receiving,
             frame: Frame::default(),
             ahead: None,
@@ -164,6 +175,7 @@ impl Connection {
             bulk,
             sweep_at: None,
             calls: JoinSet::new(),
+            places: std::iter::repeat_with(|| None).take(routes).collect(),
             calls_in_flight: agreed.limits.calls_in_flight as usize,
             message_max,
             phase,
@@ -233,7 +245,15 @@ impl Connection {
             if self.is_drained() {
                 return Ok(());
             }
-            match self.look(&mut quiet_since) {
+            // Before room is looked for: what comes after it is seen.
+            let seen = self.out.room_wanted().then(|| self.receiving.peer_progress());
+            if seen.is_some() && self.out.offer_room()? {
+                yield_to_others().await;
+                continue;
+            }
+            match self.look(&mut quiet_since, seen) {
+                // Words that move make no room yet: a peer that moves them for ever keeps nobody from running.
+                Looked::Found if seen.is_some() => yield_to_others().await,
                 Looked::Found => {}
                 Looked::GoOn => yield_to_others().await,
                 Looked::Glance => self.glance().await?,
@@ -243,8 +263,8 @@ impl Connection {
     }
 
     /// Looks in place for a moment, and says what to do then. `quiet_since` is since when nothing
-    /// came.
-    fn look(&mut self, quiet_since: &mut Option<Instant>) -> Looked {
+    /// came. `seen` is how far the peer had come, where replies wait for it to go on.
+    fn look(&mut self, quiet_since: &mut Option<Instant>, seen: Option<(u64, u64)>) -> Looked {
         let receiving = &self.receiving;
         if self.doorbell.is_none() || !self.spinner.is_warm() {
             *quiet_since = None;
@@ -253,7 +273,13 @@ impl Connection {
         if let Some(sleeper) = &mut self.sleeper {
             sleeper.disarm();
         }
-        if self.spinner.spin(LOOK_IN_PLACE, || receiving.is_ready()) {
+        let found = match seen {
+            None => self.spinner.spin(LOOK_IN_PLACE, || receiving.is_ready()),
+            Some(seen) => self
+                .spinner
+                .spin(LOOK_IN_PLACE, || receiving.is_ready() || receiving.peer_progress() != seen),
+        };
+        if found {
             *quiet_since = None;
             return Looked::Found;
         }
@@ -479,6 +505,26 @@ impl Connection {
                     Err(Panicked) => self.fail_for_panic(header, route),
                 }
             }
+            Handler::Typed(handler) => {
+                let Carried { remaining, more } = carried.unwrap_or_default();
+                let (trace, metadata) = match &more {
+                    Some(more) => (more.trace, &more.metadata),
+                    None => (None, &Metadata::NONE),
+                };
+                let caller = &*self.caller;
+                let call = InlineCall { caller, remaining, metadata, trace };
+                let payload = self.frame.take_payload();
+                match run_typed(handler, &call, payload, &mut self.reply) {
+                    Ok(Ok(())) => {
+                        if self.reply.len() > Header::BYTES + LONG_BYTES {
+                            self.reply_long = Some(Payload::behind_header(&mut self.reply));
+                        }
+                        self.answer(header)
+                    }
+                    Ok(Err(status)) => self.fail(header, &status),
+                    Err(Panicked) => self.fail_for_panic(header, route),
+                }
+            }
             Handler::Async(handler) => {
                 let mut request = Request::new(
                     header.kind.number(),
@@ -488,17 +534,22 @@ impl Connection {
                 request.reply_bytes_max = self.message_max;
                 request.out = Some(Arc::clone(&self.out));
                 if let Some(carried) = carried {
-                    let Carried { remaining, trace, metadata } = carried;
+                    let Carried { remaining, more } = carried;
                     // A time too long for the clock is none.
                     request.deadline = remaining.and_then(|left| Instant::now().checked_add(left));
-                    (request.trace, request.metadata) = (trace, metadata);
+                    if let Some(more) = more {
+                        (request.trace, request.metadata) = (more.trace, more.metadata);
+                    }
                 }
                 let ambient = request.ambient();
                 if is_stream(route.shape) {
                     return self.begin_stream(header, route, handler.as_ref(), request);
                 }
-                let begun =
-                    ambient.scope(|| handler.begin(request).map(|mut call| (call.poll(cx), call)));
+                let place = self.places[route.index].take();
+                let begun = ambient.scope(|| {
+                    let mut call = handler.begin(request, place)?;
+                    Ok((call.poll(cx), call))
+                });
                 match begun {
                     Ok((Poll::Ready(ended), call)) => {
                         self.finish_at_once(header, route, ended, call)
@@ -526,7 +577,7 @@ impl Connection {
         let ambient = request.ambient();
         let link = StreamLink { out: Arc::clone(&self.out), kind: header.kind, id: header.id };
         request.stream = Some(link);
-        match ambient.scope(|| handler.begin(request)) {
+        match ambient.scope(|| handler.begin(request, None)) {
             Ok(call) => {
                 if !header.flags.contains(Flags::STREAM) {
                     let ended = call.state().arrive(None, true);
@@ -618,9 +669,8 @@ impl Connection {
         ended: Result<Result<Payload, Status>, Panicked>,
         mut call: Box<dyn Running>,
     ) -> Result<Option<Header>, Broken> {
-        let given_back = call.set(None);
-        if let (Ok(()), Handler::Async(handler)) = (given_back, &route.handler) {
-            handler.give_back(call);
+        if call.set(None).is_ok() {
+            self.places[route.index] = Some(call);
         }
         match ended {
             Ok(Ok(payload)) => {
@@ -802,6 +852,8 @@ impl Connection {
         let own = self.reply_long.as_mut().is_some_and(|payload| payload.own_block().is_some());
         let needed = if own { 0 } else { bytes };
         loop {
+            // Before it is tried: room that comes after that is seen.
+            let seen = self.receiving.peer_progress();
             {
                 let Self { out, reply, reply_long, .. } = &mut *self;
                 let mut outbox = lock(&out.outbox);
@@ -826,6 +878,13 @@ impl Connection {
                 }
             }
             self.receiving.publish()?;
+            let receiving = &self.receiving;
+            if self.sleeper.is_some()
+                && self.spinner.spin(SPIN_BOUND, || receiving.peer_progress() != seen)
+            {
+                yield_to_others().await;
+                continue;
+            }
             if let Some(sleeper) = &mut self.sleeper {
                 sleeper.arm();
             }
@@ -912,6 +971,7 @@ impl Out {
     fn offer_room(&self) -> Result<bool, Broken> {
         let mut outbox = lock(&self.outbox);
         if outbox.waiting.is_empty() {
+            self.room_wanted.store(false, Ordering::Relaxed);
             // What the socket did not take before may go now.
             outbox.sending.flush()?;
             return Ok(false);
@@ -930,10 +990,23 @@ impl Out {
                 true
             }
         });
+        self.room_wanted.store(!waiting.is_empty(), Ordering::Relaxed);
         drop(outbox);
         let any = !woken.is_empty();
         woken.into_iter().for_each(Waker::wake);
         fault.map_or(Ok(any), Err)
+    }
+
+    fn room_wanted(&self) -> bool {
+        self.room_wanted.load(Ordering::Relaxed)
+    }
+
+    /// Wakes `waker` when there is this much room.
+    fn wait_for_room(&self, outbox: &mut Outbox, bytes: usize, waker: &Waker) {
+        if !outbox.waiting.iter().any(|(_, known)| known.will_wake(waker)) {
+            outbox.waiting.push((bytes, waker.clone()));
+        }
+        self.room_wanted.store(true, Ordering::Relaxed);
     }
 
     /// Answers a call that ran in a task of its own.
@@ -970,7 +1043,7 @@ impl Out {
             let status = match outbox.sending.reserve(bytes) {
                 Ok(block) => return Poll::Ready(Ok(Reserved::new(block, bytes))),
                 Err(SendError::Full) => {
-                    outbox.waiting.push((bytes, cx.waker().clone()));
+                    self.wait_for_room(&mut outbox, bytes, cx.waker());
                     return Poll::Pending;
                 }
                 Err(SendError::TooLarge(max)) => too_large(bytes, max),
@@ -1003,10 +1076,8 @@ impl Out {
                 flushed
             }
             Err(SendError::Full) => {
-                if let Some(waker) = waker
-                    && !outbox.waiting.iter().any(|(_, known)| known.will_wake(waker))
-                {
-                    outbox.waiting.push((bytes, waker.clone()));
+                if let Some(waker) = waker {
+                    self.wait_for_room(&mut outbox, bytes, waker);
                 }
                 Err(SendError::Full)
             }
@@ -1047,7 +1118,7 @@ impl Out {
                 if let Some(running) = running {
                     outbox.running.insert(id, running);
                 }
-                outbox.waiting.push((needed, cx.waker().clone()));
+                self.wait_for_room(&mut outbox, needed, cx.waker());
                 Poll::Pending
             }
             Err(SendError::TooLarge(_) | SendError::OverQuota | SendError::Broken(_)) => {

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lapwing_proto::{Header, Status, TraceContext};
 use lapwing_shm::Buffer;
@@ -173,9 +173,28 @@ impl io::Write for Reply<'_> {
 
 type InlineFn = dyn Fn(&Caller, &[u8], &mut Reply<'_>) -> Result<(), Status> + Send + Sync;
 
+/// An inline handler of a typed method: takes the request, appends the reply.
+pub(crate) type TypedFn =
+    dyn Fn(&InlineCall<'_>, Payload, &mut Vec<u8>) -> Result<(), Status> + Send + Sync;
+
+/// The call that an inline handler of a typed method serves.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct InlineCall<'a> {
+    /// Who calls.
+    pub caller: &'a Caller,
+    /// The time that the caller gives, as of now.
+    pub remaining: Option<Duration>,
+    /// The caller's pairs.
+    pub metadata: &'a Metadata,
+    /// The trace that the call belongs to.
+    pub trace: Option<TraceContext>,
+}
+
 /// What a route does.
 pub(crate) enum Handler {
     Inline(Box<InlineFn>),
+    Typed(Box<TypedFn>),
     Async(Box<dyn AsyncHandler>),
 }
 
@@ -183,6 +202,7 @@ impl fmt::Debug for Handler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Handler::Inline(_) => "Inline",
+            Handler::Typed(_) => "Typed",
             Handler::Async(_) => "Async",
         })
     }
@@ -206,10 +226,29 @@ pub(crate) fn run_inline(
     catch_unwind(AssertUnwindSafe(|| handler(caller, payload, &mut reply))).map_err(|_| Panicked)
 }
 
+/// Runs an inline handler of a typed method.
+#[inline]
+pub(crate) fn run_typed(
+    handler: &TypedFn,
+    call: &InlineCall<'_>,
+    payload: Payload,
+    frame: &mut Vec<u8>,
+) -> Result<Result<(), Status>, Panicked> {
+    frame.clear();
+    frame.extend_from_slice(&[0; Header::BYTES]);
+    // As above.
+    catch_unwind(AssertUnwindSafe(|| handler(call, payload, frame))).map_err(|_| Panicked)
+}
+
 /// Makes running calls of one async handler.
 pub(crate) trait AsyncHandler: Send + Sync {
-    /// Begins a call, in a place that an earlier call of this handler left, if there is one.
-    fn begin(&self, request: Request) -> Result<Box<dyn Running>, Panicked>;
+    /// Begins a call: in `place`, which an earlier call of this handler left, or one that was given back, or a
+    /// fresh one.
+    fn begin(
+        &self,
+        request: Request,
+        place: Option<Box<dyn Running>>,
+    ) -> Result<Box<dyn Running>, Panicked>;
 
     /// Takes the place of a call that is over, for the next one.
     fn give_back(&self, running: Box<dyn Running>);
@@ -248,8 +287,12 @@ where
     Fut: Future<Output = Result<T, Status>> + Send + 'static,
     T: Into<Payload>,
 {
-    fn begin(&self, request: Request) -> Result<Box<dyn Running>, Panicked> {
-        let place = lock(&self.places).pop();
+    fn begin(
+        &self,
+        request: Request,
+        place: Option<Box<dyn Running>>,
+    ) -> Result<Box<dyn Running>, Panicked> {
+        let place = place.or_else(|| lock(&self.places).pop());
         let mut place = place.unwrap_or_else(|| {
             Box::new(Place {
                 handler: Arc::clone(&self.handler),
@@ -299,7 +342,7 @@ where
         let request = request.map(|mut request| {
             // What an earlier call of this place started elsewhere may still hold that call's state.
             match Arc::get_mut(state) {
-                Some(state) => *state = CallState::default(),
+                Some(state) => state.renew(),
                 None => *state = Arc::default(),
             }
             request.cancellation = Cancellation(Some(Arc::clone(state)));

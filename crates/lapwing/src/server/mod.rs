@@ -24,14 +24,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::handler::{AsyncFn, Handler};
-pub use self::handler::{Caller, Reply, Request};
+pub use self::handler::{Caller, InlineCall, Reply, Request};
 pub use self::items::{ItemSink, ItemSource, TrySendError};
 pub use self::router::RouteError;
 use self::router::Router;
 pub use self::running::Cancellation;
 pub use self::stats::ServerStats;
 use self::stats::Totals;
-pub use self::typed::{Call, Route, Sink, Source};
+pub use self::typed::{Call, Inline, Route, Sink, Source};
 use crate::bulk::Account;
 use crate::client::{FrameChecksum, checksum_set, lock, program_name};
 use crate::endpoint::{Listener, endpoint_path};

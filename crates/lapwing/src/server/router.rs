@@ -38,6 +38,8 @@ pub enum RouteError {
 /// A route as it was added.
 #[derive(Debug)]
 pub(crate) struct Route {
+    /// Its place among the routes of its server.
+    pub(crate) index: usize,
     pub(crate) name: String,
     pub(crate) kind: Kind,
     pub(crate) shape: MethodShape,
@@ -81,7 +83,8 @@ impl Router {
         if self.routes.iter().any(|route| route.name == name) {
             return Err(RouteError::SameName(name));
         }
-        self.routes.push(Route { name, kind, shape, handler });
+        let index = self.routes.len();
+        self.routes.push(Route { index, name, kind, shape, handler });
         let [high, low] = kind.number().to_be_bytes();
         if self.page_of[usize::from(high)] == 0 {
             // Pages 1 to 255: kinds from 0x0100 on have 255 high bytes.
@@ -99,6 +102,10 @@ impl Router {
         let page = &self.pages[usize::from(self.page_of[usize::from(high)])];
         let route = usize::from(page[usize::from(low)]);
         self.routes.get(route.checked_sub(1)?)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.routes.len()
     }
 
     pub(crate) fn describe(&self) -> Description {

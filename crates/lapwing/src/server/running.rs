@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use lapwing_proto::{Credit, CreditError, ReceiveCredit, SendCredit, Status};
@@ -45,6 +45,8 @@ pub(crate) struct CallState {
 
 #[derive(Default, Debug)]
 struct Inner {
+    /// Something of what follows has changed: a call that is over at once leaves it all as it was.
+    used: bool,
     end: Option<CallEnd>,
     /// The call's own task.
     task: Option<Waker>,
@@ -85,9 +87,23 @@ fn keep(slot: &mut Option<Waker>, waker: &Waker) {
 }
 
 impl CallState {
+    /// Makes it the state of a call that begins.
+    pub(crate) fn renew(&mut self) {
+        let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if inner.used {
+            *inner = Inner::default();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        let mut inner = lock(&self.inner);
+        inner.used = true;
+        inner
+    }
+
     /// Ends the call for `end`, unless it has ended: its task, its streams and its tokens see it.
     pub(crate) fn end(&self, end: CallEnd) {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.lock();
         if inner.end.is_some() {
             return;
         }
@@ -102,7 +118,7 @@ impl CallState {
 
     /// How the call ended, if it has; otherwise its task is woken when it does.
     pub(crate) fn poll_end(&self, cx: &Context<'_>) -> Option<CallEnd> {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.lock();
         if inner.end.is_none() {
             keep(&mut inner.task, cx.waker());
         }
@@ -110,11 +126,11 @@ impl CallState {
     }
 
     pub(crate) fn has_ended(&self) -> Option<CallEnd> {
-        lock(&self.inner).end
+        self.lock().end
     }
 
     fn poll_watch(&self, cx: &Context<'_>) -> Poll<()> {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.lock();
         if inner.end.is_some() {
             return Poll::Ready(());
         }
@@ -127,7 +143,7 @@ impl CallState {
     /// Takes credit for an item that is about to be sent, before it is: the reader may give it back as soon as
     /// the item is there to be read. Without credit nothing is taken, and the waker is kept.
     pub(crate) fn take_credit(&self, bytes: usize, waker: Option<&Waker>) -> Result<bool, CallEnd> {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.lock();
         if let Some(end) = inner.end {
             return Err(end);
         }
@@ -140,13 +156,13 @@ impl CallState {
 
     /// The item was not sent after all.
     pub(crate) fn refund(&self, bytes: usize) {
-        let returned = lock(&self.inner).send.grant(Credit { items: 1, bytes: bytes as u32 });
+        let returned = self.lock().send.grant(Credit { items: 1, bytes: bytes as u32 });
         debug_assert!(returned.is_ok(), "it was taken before");
     }
 
     /// The caller gives credit back.
     pub(crate) fn grant(&self, credit: Credit) -> Result<(), CreditError> {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.lock();
         inner.send.grant(credit)?;
         let writer = inner.writer.take();
         drop(inner);
@@ -158,7 +174,7 @@ impl CallState {
 
     /// An item has come from the caller, its last word if `last`.
     pub(crate) fn arrive(&self, item: Option<Payload>, last: bool) -> Result<(), ItemFault> {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.lock();
         if inner.no_more_items {
             return Err(ItemFault::AfterEnd);
         }
@@ -178,7 +194,7 @@ impl CallState {
     }
 
     pub(crate) fn take_item(&self, waker: &Waker) -> Taken {
-        let mut inner = lock(&self.inner);
+        let mut inner = self.lock();
         if let Some(end) = inner.end {
             return Taken::Ended(end);
         }

@@ -11,7 +11,7 @@ use futures_core::Stream;
 use lapwing_proto::{Status, TraceContext};
 
 use super::Builder;
-use super::handler::{AsyncFn, Caller, Handler, Request};
+use super::handler::{AsyncFn, Caller, Handler, InlineCall, Request};
 use super::items::{ItemSink, ItemSource, TrySendError};
 use super::running::Cancellation;
 use crate::codec::{CodecError, Decode, Encode};
@@ -310,6 +310,56 @@ where
             }),
             |()| Ok(Payload::empty())
         )
+    }
+}
+
+/// Makes a handler of a [`Unary`] or [`OneWay`] method run where the request is read, on the connection's own task:
+/// for answers within about a microsecond. A handler that takes longer holds its connection up, and
+/// neither cancellation nor deadlines interrupt it.
+///
+/// It is a plain function of the [`InlineCall`] and the request.
+///
+/// # Examples
+///
+/// ```
+/// use lapwing::{Inline, InlineCall, IpcServer, Unary};
+///
+/// const LENGTH: Unary<String, u64> = Unary::new(0x0400, "length");
+/// let length = |_: &InlineCall<'_>, text: String| Ok(text.len() as u64);
+/// let builder = IpcServer::builder().route(LENGTH, Inline(length));
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Inline<H>(pub H);
+
+impl<Q, R, C, H> Route<Inline<H>> for Unary<Q, R, C>
+where
+    Q: 'static,
+    R: 'static,
+    C: Decode<Q> + Encode<R> + 'static,
+    H: Fn(&InlineCall<'_>, Q) -> Result<R, Status> + Send + Sync + 'static,
+{
+    fn add_to(self, builder: Builder, Inline(handler): Inline<H>) -> Builder {
+        let handle = move |call: &InlineCall<'_>, payload, reply: &mut Vec<u8>| {
+            let asked = C::decode(payload).map_err(|e| unreadable(&e))?;
+            C::encode(&handler(call, asked)?, reply).map_err(|e| unwritable(&e))
+        };
+        let handler = Handler::Typed(Box::new(handle));
+        builder.add(self.kind(), self.name(), self.shape(), handler)
+    }
+}
+
+impl<Q, C, H> Route<Inline<H>> for OneWay<Q, C>
+where
+    Q: 'static,
+    C: Decode<Q> + 'static,
+    H: Fn(&InlineCall<'_>, Q) -> Result<(), Status> + Send + Sync + 'static,
+{
+    fn add_to(self, builder: Builder, Inline(handler): Inline<H>) -> Builder {
+        let handle = move |call: &InlineCall<'_>, payload, _: &mut Vec<u8>| {
+            handler(call, C::decode(payload).map_err(|e| unreadable(&e))?)
+        };
+        let handler = Handler::Typed(Box::new(handle));
+        builder.add(self.kind(), self.name(), self.shape(), handler)
     }
 }
 

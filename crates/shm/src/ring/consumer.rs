@@ -92,6 +92,16 @@ impl Consumer {
         Ok(Some(Record { span: span as usize, consumer: self }))
     }
 
+    /// The peer's words that tell of room: how far it has read, and how many blocks it has given back. Nothing is
+    /// checked: who waits for room compares them with what they were, and then looks properly.
+    #[must_use]
+    #[inline]
+    pub fn peer_progress(&self) -> (u64, u64) {
+        // Relaxed: `Producer::look_at_consumed` and `Lent::look` load them again, with acquire.
+        let word = |offset| self.peer.load(offset, Ordering::Relaxed);
+        (word(layout::CONSUMED), word(layout::FREED))
+    }
+
     #[inline]
     fn commit_word(&self) -> u64 {
         // Acquire pairs with the release in `Producer::publish` (R1).
