@@ -8,7 +8,10 @@ use hdrhistogram::Histogram;
 use lapwing::floor::{Bare, Floor};
 use lapwing::{CallOptions, IpcClient, Payload, blocking};
 
-use super::peer::{COUNT, ECHO, Items, STREAM, TOTAL, TYPED};
+use super::peer::{COUNT, ECHO, Items, STREAM, TOTAL};
+fn is_async() -> bool {
+    std::env::var_os("BA").is_some()
+}
 use super::{Api, Options};
 
 /// What is sent through Lapwing.
@@ -159,10 +162,11 @@ impl Blocking<'_> {
             number(&mut sent, n);
             ensure!(self.client.call_raw(ECHO, &sent)?.bytes() == sent, "a reply is wrong");
         }
+        let echo = if is_async() { super::peer::ECHO_ASYNC } else { ECHO };
         let mut timer = Timer::start(self.clock_ns);
         for n in 0..self.options.samples {
             number(&mut sent, n);
-            let reply = self.client.call_raw(ECHO, &sent)?;
+            let reply = self.client.call_raw(echo, &sent)?;
             ensure!(reply.bytes() == sent, "a reply is wrong");
             timer.lap();
         }
@@ -171,12 +175,17 @@ impl Blocking<'_> {
 
     fn typed(&self) -> anyhow::Result<Measured> {
         let mut sent = payload(self.options);
-        let options = CallOptions::default().timeout(AMPLE);
+        let typed = if is_async() { super::peer::TYPED_ASYNC } else { super::peer::TYPED };
+        let options = if std::env::var_os("BD").is_some() {
+            CallOptions::default()
+        } else {
+            CallOptions::default().timeout(AMPLE)
+        };
         let mut timer = Timer::start(self.clock_ns);
         for n in 0..self.options.samples {
             number(&mut sent, n);
             let request = Payload::from(sent);
-            let reply = self.client.call_with(TYPED, &request, &options)?;
+            let reply = self.client.call_with(typed, &request, &options)?;
             ensure!(reply.bytes() == request.bytes(), "a reply is wrong");
             sent = request.into_vec();
             timer.lap();
@@ -257,10 +266,11 @@ impl Async<'_> {
 
     async fn round_trips(&self) -> anyhow::Result<Measured> {
         let mut sent = payload(self.options);
+        let echo = if is_async() { super::peer::ECHO_ASYNC } else { ECHO };
         let mut timer = Timer::start(self.clock_ns);
         for n in 0..self.options.samples {
             number(&mut sent, n);
-            let reply = self.client.call_raw(ECHO, &sent).await?;
+            let reply = self.client.call_raw(echo, &sent).await?;
             ensure!(reply.bytes() == sent, "a reply is wrong");
             timer.lap();
         }
@@ -269,12 +279,17 @@ impl Async<'_> {
 
     async fn typed(&self) -> anyhow::Result<Measured> {
         let mut sent = payload(self.options);
-        let options = CallOptions::default().timeout(AMPLE);
+        let typed = if is_async() { super::peer::TYPED_ASYNC } else { super::peer::TYPED };
+        let options = if std::env::var_os("BD").is_some() {
+            CallOptions::default()
+        } else {
+            CallOptions::default().timeout(AMPLE)
+        };
         let mut timer = Timer::start(self.clock_ns);
         for n in 0..self.options.samples {
             number(&mut sent, n);
             let request = Payload::from(sent);
-            let reply = self.client.call_with(TYPED, &request, &options).await?;
+            let reply = self.client.call_with(typed, &request, &options).await?;
             ensure!(reply.bytes() == request.bytes(), "a reply is wrong");
             sent = request.into_vec();
             timer.lap();

@@ -30,6 +30,10 @@ pub(super) const TOTAL: u16 = 0x0412;
 /// Answers with its request, from an async handler.
 pub(super) const TYPED: Unary<Payload, Payload, Raw> = Unary::new(0x0413, "bench.typed");
 
+pub(super) const TYPED_ASYNC: Unary<Payload, Payload, Raw> =
+    Unary::new(0x0415, "bench.typed.async");
+pub(super) const ECHO_ASYNC: u16 = 0x0416;
+
 /// Answers with numbered items.
 pub(super) const STREAM: ServerStream<Vec<u8>, Payload, Raw> =
     ServerStream::new(0x0414, "bench.stream");
@@ -187,7 +191,11 @@ fn serve(
                 reply.extend(&total.load(Ordering::Relaxed).to_le_bytes());
                 Ok(())
             })
-            .route(TYPED, |_: Call, bytes: Payload| async move { Ok(bytes) })
+            .route(TYPED, lapwing::Inline(|_: &lapwing::InlineCall<'_>, bytes: Payload| Ok(bytes)))
+            .route(TYPED_ASYNC, |_: Call, bytes: Payload| async move { Ok(bytes) })
+            .route_raw(ECHO_ASYNC, "bench.echo.async", |request: lapwing::Request| async move {
+                Ok::<_, Status>(request.payload)
+            })
             .route(STREAM, stream)
             .bind(socket)?
             .serve()?;

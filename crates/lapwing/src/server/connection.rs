@@ -52,6 +52,8 @@ pub(crate) struct Out {
     outbox: Mutex<Outbox>,
     /// Whether anybody waits for room; set under the outbox's lock.
     room_wanted: AtomicBool,
+    /// A running call has sent something since the connection's task looked: it may have more to send.
+    busy: AtomicBool,
     /// Tells the connection's task, which may be asleep, to watch the socket for room.
     backlog: Notify,
 }
@@ -105,6 +107,8 @@ pub(crate) struct Connection {
     /// When bulk memory is to be swept, while there is any.
     sweep_at: Option<Instant>,
     calls: JoinSet<()>,
+    /// A frame has given a running call something to do.
+    woke: bool,
     /// The place of a call of each route that was over at once, for the next one.
     places: Vec<Option<Box<dyn Running>>>,
     calls_in_flight: usize,
@@ -161,6 +165,7 @@ impl Connection {
             out: Arc::new(Out {
                 outbox: Mutex::new(outbox),
                 room_wanted: AtomicBool::new(false),
+                busy: AtomicBool::new(false),
                 backlog: Notify::new(),
             }),
             receiving,
@@ -175,6 +180,7 @@ impl Connection {
             bulk,
             sweep_at: None,
             calls: JoinSet::new(),
+            woke: false,
             places: std::iter::repeat_with(|| None).take(routes).collect(),
             calls_in_flight: agreed.limits.calls_in_flight as usize,
             message_max,
@@ -244,6 +250,12 @@ impl Connection {
             }
             if self.is_drained() {
                 return Ok(());
+            }
+            // Calls that have something to do are not kept from it by looking in place.
+            if std::mem::take(&mut self.woke) | self.out.take_busy() {
+                quiet_since = None;
+                yield_to_others().await;
+                continue;
             }
             // Before room is looked for: what comes after it is seen.
             let seen = self.out.room_wanted().then(|| self.receiving.peer_progress());
@@ -610,6 +622,7 @@ impl Connection {
             let detail = "an item carries no extension, and the last word no item";
             return Err(misbehaved(WireError::BadFlags, detail));
         }
+        self.woke = true;
         let item = more.then(|| self.frame.take_payload());
         state.arrive(item, !more).map_err(|fault| match fault {
             ItemFault::NoCredit => {
@@ -651,11 +664,15 @@ impl Connection {
                 Err(misbehaved(WireError::BadCredit, "the call has no stream of replies"))
             }
             Some(credit) => match state.grant(credit) {
-                Ok(()) => Ok(None),
+                Ok(()) => {
+                    self.woke = true;
+                    Ok(None)
+                }
                 Err(_) => Err(misbehaved(WireError::BadCredit, "more than the window holds")),
             },
             None => {
                 state.end(CallEnd::Cancelled);
+                self.woke = true;
                 Ok(None)
             }
         }
@@ -714,6 +731,7 @@ impl Connection {
                 }
             }
         }
+        self.woke = true;
         let (shared, out, header) = (Arc::clone(&self.shared), Arc::clone(&self.out), *header);
         self.calls.spawn(async move {
             let work = poll_fn(|cx| match state.poll_end(cx) {
@@ -997,6 +1015,16 @@ impl Out {
         fault.map_or(Ok(any), Err)
     }
 
+    #[inline]
+    fn take_busy(&self) -> bool {
+        // Relaxed, and not at once: a call that says so in between is seen the next time.
+        let busy = self.busy.load(Ordering::Relaxed);
+        if busy {
+            self.busy.store(false, Ordering::Relaxed);
+        }
+        busy
+    }
+
     fn room_wanted(&self) -> bool {
         self.room_wanted.load(Ordering::Relaxed)
     }
@@ -1067,6 +1095,7 @@ impl Out {
         let mut outbox = lock(&self.outbox);
         match outbox.sending.send_in_place(header, frame) {
             Ok(()) => {
+                self.busy.store(true, Ordering::Relaxed);
                 outbox.tally.sent += 1;
                 outbox.tally.sent_bytes += bytes as u64;
                 let flushed = outbox.sending.flush().map_err(SendError::Broken);
