@@ -341,8 +341,34 @@ impl Core {
         self.start(out, Brings::Reply)
     }
 
+    /// As [`Core::start_call`]. Where `looks` says so under the outbox's lock, the bell is not looked at: somebody
+    /// will call [`Core::flush`] soon, and before he sleeps. So what many tasks send in turn costs one look.
+    #[inline(always)]
+    pub(crate) fn start_call_for(
+        &self,
+        out: Outgoing<'_>,
+        looks: impl FnOnce() -> bool,
+    ) -> Result<Started, StartError> {
+        self.start_with(out, Brings::Reply, looks)
+    }
+
     #[inline(always)]
     pub(crate) fn start(&self, out: Outgoing<'_>, brings: Brings) -> Result<Started, StartError> {
+        self.start_with(out, brings, || false)
+    }
+
+    /// Looks at the peer's bell, if something was sent since the last time.
+    pub(crate) fn flush(&self) -> Result<(), Broken> {
+        self.outbox().sending.flush()
+    }
+
+    #[inline(always)]
+    fn start_with(
+        &self,
+        out: Outgoing<'_>,
+        brings: Brings,
+        looks: impl FnOnce() -> bool,
+    ) -> Result<Started, StartError> {
         let mut outbox = self.outbox();
         self.check_open(&outbox)?;
         let begun = self.counters.begin();
@@ -366,7 +392,9 @@ impl Core {
         }
         self.in_flight.store(outbox.calls.len() as u32, Ordering::Relaxed);
         self.counters.sent(bytes);
-        if let Err(broken) = outbox.sending.flush() {
+        if !looks()
+            && let Err(broken) = outbox.sending.flush()
+        {
             drop(outbox);
             // The frame is out: whether the call runs is open. Its caller finds the end.
             self.finish(&broken);
@@ -782,6 +810,20 @@ impl Core {
             }
         }
         Ok(None)
+    }
+
+    /// Delivers what is in the ring, unless somebody else is at it; whether anything was.
+    pub(crate) fn deliver_what_is_here(&self) -> bool {
+        let Ok(mut inbox) = self.inbox.try_lock() else { return false };
+        if !inbox.receiving.is_ready() {
+            return false;
+        }
+        let delivered = self.deliver(&mut inbox, None);
+        drop(inbox);
+        if let Err(broken) = delivered {
+            self.finish(&broken);
+        }
+        true
     }
 
     #[inline(always)]

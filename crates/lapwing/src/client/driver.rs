@@ -73,6 +73,7 @@ impl Driver {
     }
 
     fn turn(&mut self) -> Result<Turn, Broken> {
+        self.core.flush()?;
         let Ok(mut inbox) = self.core.inbox.try_lock() else {
             return Ok(Turn::Elsewhere);
         };
@@ -142,7 +143,9 @@ impl Driver {
 
     /// Waits for the doorbell, the socket or a kick, for at most `limit`; whether one of them came.
     async fn wait(&mut self, limit: Option<Duration>) -> Result<bool, Broken> {
-        self.kick.looking.store(false, Ordering::Relaxed);
+        if self.kick.looking.swap(false, Ordering::Relaxed) {
+            self.core.flush()?;
+        }
         self.sweep_if_due()?;
         let sweep_at = self.sweep_at;
         let writable = lock(&self.core.outbox).sending.has_backlog();

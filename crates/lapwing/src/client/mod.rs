@@ -104,7 +104,8 @@ struct Shared {
 #[derive(Debug, Default)]
 pub(crate) struct Kick {
     pub(crate) notify: Notify,
-    /// The driver is in its looking mode, so needs no kick.
+    /// The driver is in its looking mode, so needs no kick, and flushes in its next turn. Set to false before the
+    /// outbox is locked to flush for the last time; so who sees it set under that lock is flushed for.
     pub(crate) looking: std::sync::atomic::AtomicBool,
 }
 
@@ -355,7 +356,13 @@ impl IpcClient {
         tokio::task::coop::consume_budget().await;
         let mut guard = CallGuard { shared: &self.shared, id: None };
         // The guard is there before the request is sent: a drop between the two cannot leak the slot.
-        let started = match core.start_call(out.again(None)) {
+        // The driver flushes in its next turn. In a moment this task waits, and lets it run.
+        let mut deferred = false;
+        let looks = || {
+            deferred = core.doorbell.is_some() && self.shared.kick.looking.load(Ordering::Relaxed);
+            deferred
+        };
+        let started = match core.start_call_for(out.again(None), looks) {
             Err(StartError::Full(_)) if !only_with_room => {
                 let until = out.until();
                 self.poll_start(until, |settled| core.start_call(out.again(settled))).await?
@@ -365,7 +372,17 @@ impl IpcClient {
         guard.id = Some(started.id);
         self.sent();
         let mut yielded = false;
-        let outcome = poll_fn(|cx| self.poll_reply(cx, &started, &mut yielded)).await;
+        let outcome = poll_fn(|cx| {
+            // Alone it does not let the driver run.
+            if std::mem::take(&mut deferred)
+                && core.in_flight() == 1
+                && let Err(broken) = core.flush()
+            {
+                core.finish(&broken);
+            }
+            self.poll_reply(cx, &started, &mut yielded)
+        })
+        .await;
         guard.id = None;
         core.taken();
         core.conclude(outcome)

@@ -304,6 +304,12 @@ impl OpenCall {
                 Poll::Ready(item)
             }
             None => {
+                // What is here already costs no turn of the driver's.
+                if self.shared.core.deliver_what_is_here()
+                    && let Some(item) = self.shared.core.poll_item(self.call.id, Some(waker))
+                {
+                    return Poll::Ready(item);
+                }
                 self.shared.kick();
                 Poll::Pending
             }
