@@ -92,6 +92,14 @@ pub(crate) fn send_with_descriptors(
     Ok(rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?)
 }
 
+/// Nanoseconds of the monotonic clock, which is one for all processes.
+#[inline]
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Neither is ever negative.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 /// What one receive brought.
 pub(crate) struct Received {
     pub(crate) bytes: usize,
