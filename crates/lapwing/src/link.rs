@@ -18,6 +18,7 @@ use lapwing_shm::{
 };
 
 use crate::bulk::{BulkIn, BulkOut, BulkTerms};
+use crate::codec::Form;
 use crate::payload::{Frame, Payload};
 use crate::platform;
 
@@ -761,6 +762,8 @@ pub(crate) struct Carried {
     pub(crate) remaining: Option<Duration>,
     pub(crate) trace: Option<TraceContext>,
     pub(crate) metadata: Metadata,
+    /// Whether the call's payloads are JSON.
+    pub(crate) form: Form,
 }
 
 /// Takes the extension block out of a frame whose header announces one. Entries that this version
@@ -781,6 +784,7 @@ pub(crate) fn take_extensions(frame: &mut Frame) -> Result<Carried, ExtensionErr
             }
             Entry::Trace(trace) => carried.trace = Some(trace),
             Entry::Metadata { key, value } => carried.metadata.push(key, value),
+            Entry::Json => carried.form = Form::Json,
             _ => return Err(ExtensionError::UnknownCritical(BULK)),
         }
     }
@@ -799,8 +803,12 @@ pub(crate) fn put_extensions(
     remaining: Option<Duration>,
     trace: Option<TraceContext>,
     metadata: &Metadata,
+    form: Form,
 ) -> Result<(), ExtensionError> {
     let mut block = ExtensionBuilder::new(into);
+    if form == Form::Json {
+        block.push(Entry::Json)?;
+    }
     if let Some(remaining) = remaining {
         let remaining_us = u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX);
         block.push(Entry::Deadline { remaining_us })?;

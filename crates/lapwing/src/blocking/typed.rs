@@ -10,7 +10,7 @@ use super::{IpcClient, Shared};
 use crate::client::{
     Brings, Item, ItemError, Outgoing, Started, at_once, kind_of, read, try_sent, written,
 };
-use crate::codec::{Decode, Encode};
+use crate::codec::{Decode, Encode, Form};
 use crate::error::CallError;
 use crate::method::{ClientStream, Duplex, OneWay, ServerStream, Unary};
 use crate::payload::Payload;
@@ -26,11 +26,11 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let (kind, payload) = written(method, request, "request")?;
-        read::<R, C>(method.name(), "reply", self.call_kind(kind, &payload)?)
+        let (kind, payload) = written(method, request, "request", Form::Own)?;
+        read::<R, C>(method.name(), "reply", self.call_kind(kind, &payload)?, Form::Own)
     }
 
-    /// Calls a method with a time limit, metadata or a trace.
+    /// Calls a method with a time limit, metadata or a trace, or in JSON.
     ///
     /// # Errors
     ///
@@ -44,11 +44,11 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let (kind, payload) = written(method, request, "request")?;
+        let (kind, payload) = written(method, request, "request", options.form())?;
         let travel = options.travel();
         let travel = travel.as_ref();
         let reply = self.call_out(Outgoing { travel, ..Outgoing::plain(kind, &payload) })?;
-        read::<R, C>(method.name(), "reply", reply)
+        read::<R, C>(method.name(), "reply", reply, options.form())
     }
 
     /// Calls a method if there is room for another call now.
@@ -60,11 +60,11 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let (kind, payload) = written(method, request, "request")?;
+        let (kind, payload) = written(method, request, "request", Form::Own)?;
         let out = Outgoing::plain(kind, &payload);
         let call = at_once(self.shared.core.start_call(out))?;
         self.sent(None);
-        read::<R, C>(method.name(), "reply", self.collect(&call, None)?)
+        read::<R, C>(method.name(), "reply", self.collect(&call, None)?, Form::Own)
     }
 
     /// Sends a message that has no reply. Waits while there is no room for it.
@@ -91,8 +91,26 @@ impl IpcClient {
         message: &Q,
         when_full: WhenFull,
     ) -> Result<(), CallError> {
-        let (kind, payload) = written(method, message, "message")?;
+        let (kind, payload) = written(method, message, "message", Form::Own)?;
         self.send_kind(kind, &payload, when_full)
+    }
+
+    /// As [`IpcClient::send`], with a time limit to wait for room, metadata, a trace, or in JSON.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::send`], and [`CallError::DeadlineExceeded`] when there was no room in time.
+    pub fn send_with<Q, C: Encode<Q>>(
+        &self,
+        method: OneWay<Q, C>,
+        message: &Q,
+        options: &CallOptions,
+    ) -> Result<(), CallError> {
+        let (kind, payload) = written(method, message, "message", options.form())?;
+        let travel = options.travel();
+        let deadline = travel.as_ref().and_then(|travel| travel.deadline);
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, &payload) };
+        self.start(deadline, |core| core.start_oneway(out))
     }
 
     /// Calls a method that answers with a stream.
@@ -109,7 +127,7 @@ impl IpcClient {
     where
         C: Encode<Q>,
     {
-        let (kind, payload) = written(method, request, "request")?;
+        let (kind, payload) = written(method, request, "request", options.form())?;
         let brings = Brings::Items { caller_sends: false };
         let call = self.open(kind, &payload, brings, options)?;
         Ok(ItemStream::new(Arc::new(call), method.name()))
@@ -158,7 +176,12 @@ impl IpcClient {
         let deadline = travel.as_ref().and_then(|travel| travel.deadline);
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
         let call = self.start(deadline, |core| core.start(out, brings))?;
-        Ok(OpenCall { client: IpcClient { shared: Arc::clone(&self.shared) }, call, deadline })
+        Ok(OpenCall {
+            client: IpcClient { shared: Arc::clone(&self.shared) },
+            call,
+            deadline,
+            form: options.form(),
+        })
     }
 }
 
@@ -171,6 +194,7 @@ struct OpenCall {
     client: IpcClient,
     call: Started,
     deadline: Option<Instant>,
+    form: Form,
 }
 
 impl OpenCall {
@@ -257,7 +281,7 @@ impl<T, C: Decode<T>> Iterator for ItemStream<T, C> {
     fn next(&mut self) -> Option<Self::Item> {
         let call = self.call.as_ref()?;
         match call.item() {
-            Ok(Item::Here(item)) => Some(read::<T, C>(self.method, "item", item)),
+            Ok(Item::Here(item)) => Some(read::<T, C>(self.method, "item", item, call.form)),
             Ok(Item::Over(outcome)) => {
                 let ended = call.shared().core.conclude(outcome);
                 self.call = None;
@@ -337,7 +361,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     fn write(&self, item: &T) -> Result<Payload, CallError> {
         let mut bytes = Payload::buffer();
         let failed = |source| CallError::Codec { method: self.method, what: "item", source };
-        C::encode(item, &mut bytes).map_err(failed)?;
+        self.call.form.encode::<T, C>(item, &mut bytes).map_err(failed)?;
         Ok(bytes.into())
     }
 }
@@ -388,7 +412,7 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
         loop {
             if let Item::Over(outcome) = call.item()? {
                 let reply = call.shared().core.conclude(outcome)?;
-                return read::<R, C>(self.sender.method, "reply", reply);
+                return read::<R, C>(self.sender.method, "reply", reply, call.form);
             }
             // Such a method has no stream of replies.
         }

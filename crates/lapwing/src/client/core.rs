@@ -20,14 +20,15 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use lapwing_proto::{
-    CallTable, Credit, Flags, Goodbye, Header, Kind, Lookup, MessageId, Status, TraceContext,
-    WireError, limits,
+    CallTable, Credit, Features, Flags, Goodbye, Header, Kind, Lookup, MessageId, Status,
+    TraceContext, WireError, limits,
 };
 use lapwing_shm::{Doorbell, OwnBlock, Sleeper, Spin, Spinner, has_kept_buffers, sweep_buffers};
 
 use super::stats::Counters;
 use super::streams::{Owed, StreamCall};
 use crate::bulk::{BulkIn, Reserved};
+use crate::codec::Form;
 use crate::error::{CallError, Delivered, EndReason};
 use crate::handshake::plain;
 use crate::link::{
@@ -181,6 +182,7 @@ pub(crate) struct Travel<'a> {
     pub(crate) trace: Option<TraceContext>,
     pub(crate) metadata: &'a Metadata,
     pub(crate) priority: bool,
+    pub(crate) form: Form,
 }
 
 /// What a call brings: one reply, or streams in one direction or both.
@@ -354,10 +356,14 @@ impl Core {
                 self.counters.failed();
                 return Err(StartError::Failed(CallError::DeadlineExceeded));
             }
+            if travel.form == Form::Json && !self.agreed.features.contains(Features::JSON) {
+                self.counters.failed();
+                return Err(StartError::Failed(CallError::NoJson));
+            }
             if travel.priority {
                 header.flags = header.flags | Flags::PRIORITY;
             }
-            put_extensions(extended, remaining, travel.trace, travel.metadata)
+            put_extensions(extended, remaining, travel.trace, travel.metadata, travel.form)
                 .map_err(|error| StartError::Failed(CallError::BadMetadata(error.to_string())))?;
         }
         let room = Room { bytes: room.bytes + extended.len(), ..room };
@@ -835,7 +841,9 @@ impl Core {
         if header.flags.intersects(UNSUPPORTED) {
             return Err(misbehaved(WireError::BadFlags, "a flag that was not agreed on"));
         }
-        if header.flags.contains(Flags::EXTENDED) && take_extensions(frame).is_err() {
+        if header.flags.contains(Flags::EXTENDED)
+            && !take_extensions(frame).is_ok_and(|carried| carried.form == Form::Own)
+        {
             let detail = "a response's extension block cannot be understood";
             return Err(misbehaved(WireError::BadExtension, detail));
         }

@@ -14,7 +14,7 @@ use super::core::{Brings, Outgoing, StartError, Started};
 use super::options::{CallOptions, WhenFull};
 use super::streams::{Item, ItemError};
 use super::{IpcClient, Shared};
-use crate::codec::{Decode, Encode};
+use crate::codec::{Decode, Encode, Form};
 use crate::error::CallError;
 use crate::method::{ClientStream, Duplex, Method, OneWay, ServerStream, Shape, Unary};
 use crate::payload::Payload;
@@ -24,10 +24,11 @@ pub(crate) fn written<S: Shape, Q, R, C: Encode<Q>>(
     method: Method<S, Q, R, C>,
     request: &Q,
     what: &'static str,
+    form: Form,
 ) -> Result<(Kind, Payload), CallError> {
     let mut bytes = Payload::buffer();
     let failed = |source| CallError::Codec { method: method.name(), what, source };
-    C::encode(request, &mut bytes).map_err(failed)?;
+    form.encode::<Q, C>(request, &mut bytes).map_err(failed)?;
     Ok((kind_of(method), bytes.into()))
 }
 
@@ -39,8 +40,9 @@ pub(crate) fn read<T, C: Decode<T>>(
     method: &'static str,
     what: &'static str,
     payload: Payload,
+    form: Form,
 ) -> Result<T, CallError> {
-    C::decode(payload).map_err(|source| CallError::Codec { method, what, source })
+    form.decode::<T, C>(payload).map_err(|source| CallError::Codec { method, what, source })
 }
 
 impl IpcClient {
@@ -68,12 +70,12 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let (kind, payload) = written(method, request, "request")?;
+        let (kind, payload) = written(method, request, "request", Form::Own)?;
         let reply = self.call_kind(kind, &payload).await?;
-        read::<R, C>(method.name(), "reply", reply)
+        read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 
-    /// Calls a method with a time limit, metadata or a trace.
+    /// Calls a method with a time limit, metadata or a trace, or in JSON.
     ///
     /// # Errors
     ///
@@ -91,9 +93,9 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let (kind, payload) = written(method, request, "request")?;
+        let (kind, payload) = written(method, request, "request", options.form())?;
         let reply = self.call_kind_with(kind, &payload, options).await?;
-        read::<R, C>(method.name(), "reply", reply)
+        read::<R, C>(method.name(), "reply", reply, options.form())
     }
 
     /// Calls a method if there is room for another call now.
@@ -113,9 +115,9 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let (kind, payload) = written(method, request, "request")?;
+        let (kind, payload) = written(method, request, "request", Form::Own)?;
         let reply = self.call_if_room(kind, &payload).await?;
-        read::<R, C>(method.name(), "reply", reply)
+        read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 
     /// Sends a message that has no reply. Waits while there is no room for it.
@@ -150,8 +152,33 @@ impl IpcClient {
         message: &Q,
         when_full: WhenFull,
     ) -> Result<(), CallError> {
-        let (kind, payload) = written(method, message, "message")?;
+        let (kind, payload) = written(method, message, "message", Form::Own)?;
         self.send_kind(kind, &payload, when_full).await
+    }
+
+    /// As [`IpcClient::send`], with a time limit to wait for room, metadata, a trace, or in JSON.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::send`], and [`CallError::DeadlineExceeded`] when there was no room in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::send`].
+    pub async fn send_with<Q, C: Encode<Q>>(
+        &self,
+        method: OneWay<Q, C>,
+        message: &Q,
+        options: &CallOptions,
+    ) -> Result<(), CallError> {
+        let (kind, payload) = written(method, message, "message", options.form())?;
+        let travel = options.travel();
+        let deadline = travel.as_ref().and_then(|travel| travel.deadline);
+        let core = &self.shared.core;
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, &payload) };
+        super::within(deadline, self.poll_start(|_| core.start_oneway(out))).await?;
+        self.sent();
+        Ok(())
     }
 
     /// Calls a method that answers with a stream.
@@ -174,7 +201,7 @@ impl IpcClient {
         self.stream_with(method, request, &CallOptions::default()).await
     }
 
-    /// As [`IpcClient::stream`], with a time limit for the whole stream, metadata or a trace.
+    /// As [`IpcClient::stream`], with a time limit for the whole stream, metadata or a trace, or in JSON.
     ///
     /// # Errors
     ///
@@ -192,7 +219,7 @@ impl IpcClient {
     where
         C: Encode<Q>,
     {
-        let (kind, payload) = written(method, request, "request")?;
+        let (kind, payload) = written(method, request, "request", options.form())?;
         let brings = Brings::Items { caller_sends: false };
         let call = self.open(kind, &payload, brings, options).await?;
         Ok(ItemStream::new(call, method.name()))
@@ -252,7 +279,12 @@ impl IpcClient {
         let start = |_: &mut Context<'_>| core.start(out, brings);
         let started = super::within(deadline, self.poll_start(start)).await?;
         self.sent();
-        Ok(OpenCall { shared: Arc::clone(&self.shared), call: started, deadline })
+        Ok(OpenCall {
+            shared: Arc::clone(&self.shared),
+            call: started,
+            deadline,
+            form: options.form(),
+        })
     }
 }
 
@@ -265,6 +297,7 @@ struct OpenCall {
     shared: Arc<Shared>,
     call: Started,
     deadline: Option<std::time::Instant>,
+    form: Form,
 }
 
 impl OpenCall {
@@ -369,7 +402,7 @@ impl<T, C: Decode<T>> ItemStream<T, C> {
         };
         match call.poll_item(cx.waker()) {
             Poll::Ready(Item::Here(item)) => {
-                Poll::Ready(Some(read::<T, C>(self.method, "item", item)))
+                Poll::Ready(Some(read::<T, C>(self.method, "item", item, call.form)))
             }
             Poll::Ready(Item::Over(outcome)) => {
                 let ended = call.shared.core.conclude(outcome);
@@ -473,7 +506,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     fn write(&self, item: &T) -> Result<Payload, CallError> {
         let mut bytes = Payload::buffer();
         let failed = |source| CallError::Codec { method: self.method, what: "item", source };
-        C::encode(item, &mut bytes).map_err(failed)?;
+        self.call.form.encode::<T, C>(item, &mut bytes).map_err(failed)?;
         Ok(bytes.into())
     }
 }
@@ -550,7 +583,7 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
         });
         let outcome = super::within(call.deadline, over).await?;
         let reply = call.shared.core.conclude(outcome)?;
-        read::<R, C>(self.sender.method, "reply", reply)
+        read::<R, C>(self.sender.method, "reply", reply, call.form)
     }
 }
 
