@@ -12,6 +12,7 @@ mod demo;
 mod describe;
 mod exit;
 mod json;
+mod method;
 mod output;
 mod ping;
 mod serve;
