@@ -114,7 +114,7 @@ async fn malformed_requests_are_invalid_arguments_that_say_where() {
         (b"\xff", "line 1 column 1"),
         (b"[1", "line 1"),
         (b"{\"path\": \"a\", \"lenght\": 3}", "unknown field `lenght`"),
-        (b"{\"path\": \"a\", \"offset_bytes\": -1}", "line 1"),
+        (b"{\"path\": \"a\", \"offset_bytes\": -1}", "read: at offset_bytes: invalid value"),
         (b"{\"path\": \"a\"} x", "trailing characters"),
     ] {
         let (code, sentence) = served.refusal(FS_READ, request).await;
