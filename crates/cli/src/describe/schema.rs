@@ -48,15 +48,34 @@ fn push_text(schema: &Value, indent: &str, lines: &mut Vec<String>) {
     lines.extend(paragraphs.map(|paragraph| format!("{indent}{paragraph}")));
 }
 
+/// The text on one line, without the targets of links that rustdoc alone can follow.
 fn unwrapped(paragraph: &str) -> String {
-    plain(&paragraph.split_whitespace().collect::<Vec<_>>().join(" "))
+    let text = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    while let Some((before, name, after)) = next_link(rest) {
+        shown.push_str(before);
+        shown.push_str(name);
+        rest = after;
+    }
+    shown.push_str(rest);
+    plain(&shown)
+}
+
+/// Splits at the next ``[`name`]``, or ``[`name`](target)``: what is before it, the name, what is after it.
+fn next_link(text: &str) -> Option<(&str, &str, &str)> {
+    let (before, rest) = text.split_once("[`")?;
+    let (name, after) = rest.split_once("`]")?;
+    let target = after.strip_prefix('(').and_then(|target| target.split_once(')'));
+    Some((before, name, target.map_or(after, |(_, after)| after)))
 }
 
 fn push_fields(schema: &Value, indent: &str, lines: &mut Vec<String>) {
     let Some(Value::Object(fields)) = schema.get("properties") else { return };
     let required: Vec<_> = names(schema.get("required")).collect();
-    let fields: Vec<_> =
+    let mut fields: Vec<_> =
         fields.iter().map(|(name, field)| (plain(name), type_of(field), name, field)).collect();
+    fields.sort_by_key(|(_, _, name, _)| !required.contains(&name.as_str()));
     let widest = |lengths: &mut dyn Iterator<Item = usize>, max| {
         lengths.filter(|&length| length <= max).max().unwrap_or_default()
     };
@@ -141,7 +160,10 @@ fn one_type(name: &str, object: &Object) -> String {
         },
         // A width is of no use to who writes JSON, a date is.
         ("string", Some(format)) => format!("string ({format})"),
-        ("integer", Some(format)) if format.starts_with('u') => "integer from 0".to_owned(),
+        ("integer", _) => match object.get("minimum") {
+            Some(least) => format!("integer from {}", compact(least)),
+            None => "integer".to_owned(),
+        },
         (name, _) => plain(name),
     }
 }
@@ -183,8 +205,8 @@ mod tests {
             "description": "Asks for\nlines.\n\nAll of them.",
             "type": "object",
             "properties": {
-                "limit": { "type": ["integer", "null"], "format": "uint32", "default": 200, "minimum": 0 },
-                "kind": { "$ref": "#/$defs/Kind", "description": "Which." },
+                "limit": { "type": ["integer", "null"], "format": "uint32", "default": 200, "minimum": 1 },
+                "kind": { "$ref": "#/$defs/Kind", "description": "Which: [`Kind`], [`MAX`](crate::MAX) of [them]." },
                 "paths": { "type": "array", "items": { "type": "string" }, "default": null },
                 "next": { "anyOf": [{ "$ref": "#/$defs/Query" }, { "type": "null" }] }
             },
@@ -198,8 +220,8 @@ mod tests {
             "  Query: object",
             "  Asks for lines.",
             "  All of them.",
-            "    kind   Kind             (required) Which.",
-            "    limit  integer from 0   (default 200)",
+            "    kind   Kind             (required) Which: Kind, MAX of [them].",
+            "    limit  integer from 1   (default 200)",
             "    next   Query",
             "    paths  array of string",
             "",
@@ -215,10 +237,8 @@ mod tests {
     fn types_without_fields_are_one_line() {
         for (schema, shown) in [
             (json!(true), "  anything"),
-            (
-                json!({"type": "integer", "format": "uint8", "title": "uint8"}),
-                "  uint8: integer from 0",
-            ),
+            (json!({"type": "integer", "title": "u8", "minimum": 0}), "  u8: integer from 0"),
+            (json!({"type": "integer", "format": "int32"}), "  integer"),
             (json!({"type": "string", "format": "date-time"}), "  string (date-time)"),
             (
                 json!({"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}]}),
