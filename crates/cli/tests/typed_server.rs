@@ -369,6 +369,18 @@ fn call_of_a_duplex_whose_reader_or_user_goes_is_given_up() {
 }
 
 #[test]
+fn call_of_a_duplex_whose_server_goes_is_6_without_waiting_for_input() {
+    let typed = Typed::serve();
+    let mut command = typed.command(&["call", "numbers.double"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let stdin = child.stdin.take();
+    eventually("the call runs", || typed.doubling.load(Ordering::SeqCst) == 1);
+    drop(typed);
+    finish(child).fails(6, "numbers.double failed with the server is gone");
+    drop(stdin);
+}
+
+#[test]
 fn call_of_a_raw_method_takes_and_prints_bytes() {
     let typed = Typed::serve();
     for raw in [&["--raw"][..], &[]] {
