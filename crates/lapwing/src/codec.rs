@@ -214,7 +214,12 @@ impl<T: Serialize> Encode<T> for Json {
 impl<T: DeserializeOwned> Decode<T> for Json {
     fn decode(payload: Payload) -> Result<T, CodecError> {
         if payload.is_empty() {
-            return read_json(b"{}").or_else(|error| read_json(b"null").map_err(|_| error));
+            return read_json(b"{}").or_else(|error| {
+                // Who sent nothing wonders at a column of it.
+                let CodecError { path, what } = error;
+                let what = format!("{what}; it is empty, which stands for {{}}");
+                read_json(b"null").map_err(|_| CodecError { path, what })
+            });
         }
         read_json(&payload)
     }

@@ -308,7 +308,10 @@ async fn malformed_requests_are_invalid_arguments_with_the_field_s_path() {
             "{\"parts\": [\n{\"at\"",
             "the request cannot be read: at parts[0]: EOF while parsing an object at line 2 column 5",
         ),
-        ("", "the request cannot be read: missing field `parts` at line 1 column 2"),
+        (
+            "",
+            "the request cannot be read: missing field `parts` at line 1 column 2; it is empty, which stands for {}",
+        ),
         (
             r#"{"parts": []} {}"#,
             "the request cannot be read: trailing characters at line 1 column 15",
