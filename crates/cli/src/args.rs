@@ -38,7 +38,7 @@ pub(crate) enum Command {
     Ping(ping::Args),
     /// Call one method and print its reply.
     Call(call::Args),
-    /// List the methods of a server.
+    /// List the methods of a server, or say what one of them takes and gives.
     Describe(describe::Args),
     /// Measure throughput and latency against what the machine itself costs.
     Bench(bench::Args),

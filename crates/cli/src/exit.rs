@@ -142,6 +142,7 @@ fn of_call(error: &CallError) -> Exit {
         CallError::TooLarge { .. }
         | CallError::BadKind(_)
         | CallError::BadMetadata(_)
+        | CallError::NoJson
         | CallError::Codec { .. } => Exit::Input,
         CallError::DeadlineExceeded | CallError::Full | CallError::StreamEnded => Exit::Failure,
     }

@@ -13,6 +13,7 @@ mod demo;
 mod describe;
 mod exit;
 mod json;
+mod method;
 mod output;
 mod ping;
 mod serve;

@@ -75,15 +75,27 @@ fn describe_prints_a_table_and_json() {
     let table = place.lapwing(&["describe"]).succeeds();
     assert_eq!(
         table,
-        "KIND    NAME              SHAPE\n\
-         0x0300  fs.list           unary\n\
-         0x0301  fs.read           unary\n\
-         0x0302  fs.list.stream    server-stream\n\
-         0x0310  fs.search         unary\n\
-         0x0311  fs.search.stream  server-stream\n"
+        "KIND    NAME              SHAPE          CODEC\n\
+         0x0300  fs.list           unary          json\n\
+         0x0301  fs.read           unary          json\n\
+         0x0302  fs.list.stream    server-stream  json\n\
+         0x0310  fs.search         unary          json\n\
+         0x0311  fs.search.stream  server-stream  json\n"
     );
     let methods = json_of(&place.lapwing(&["describe", "--json"]).succeeds());
-    assert_eq!(methods[3], json!({"kind": 784, "name": "fs.search", "shape": "unary"}));
+    let search = &methods[3];
+    let told = json!([search["kind"], search["name"], search["shape"], search["codec"]]);
+    assert_eq!(told, json!([784, "fs.search", "unary", "json"]));
+    assert_eq!(search["request_schema"]["required"], json!(["pattern"]));
+    let search = place.lapwing(&["describe", "fs.search"]).succeeds();
+    for line in [
+        "fs.search  0x0310  unary  json",
+        "  SearchRequest: object",
+        "    path              string          (default \".\") The file or directory to search, relative to the root; `\".\"` by default.",
+        "    matches              array of Match  (required) The matches: at most one a line.",
+    ] {
+        assert!(search.lines().any(|found| found == line), "no {line:?} in {search}");
+    }
 }
 
 #[test]

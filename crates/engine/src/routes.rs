@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 
-use lapwing::{Builder, Call, Code, Json, Request, Sink, Status};
+use lapwing::{Builder, Call, Code, Decode, Json, Payload, Request, Sink, Status, Unary};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
 use crate::error::{ErrorClass, WorkspaceError};
+use crate::types::{ListReply, ListRequest, ReadReply, ReadRequest, SearchReply, SearchRequest};
 use crate::workspace::Workspace;
 use crate::{FS_LIST, FS_LIST_STREAM, FS_READ, FS_SEARCH, FS_SEARCH_STREAM};
 
@@ -24,7 +25,7 @@ const BLOCKING_PER_CORE: usize = 2;
 ///
 /// A request is the JSON of [`ListRequest`](crate::ListRequest), [`ReadRequest`](crate::ReadRequest) or
 /// [`SearchRequest`](crate::SearchRequest), and nothing at all stands for `{}`; a reply is the JSON of
-/// the type that belongs to it. The work runs on tokio's threads for blocking work, at most two calls
+/// the type that belongs to it; the server describes them as JSON Schema. The work runs on tokio's threads for blocking work, at most two calls
 /// for each core at a time. When a call's connection ends, its search stops within a few files.
 ///
 /// # Examples
@@ -72,6 +73,11 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
         .route(FS_SEARCH_STREAM, move |_: Call, asked, matches| {
             search_stream.clone().stream(asked, matches, Workspace::search_each)
         })
+        .schema_of(Unary::<ListRequest, ListReply, Json>::new(FS_LIST.0, FS_LIST.1))
+        .schema_of(Unary::<ReadRequest, ReadReply, Json>::new(FS_READ.0, FS_READ.1))
+        .schema_of(Unary::<SearchRequest, SearchReply, Json>::new(FS_SEARCH.0, FS_SEARCH.1))
+        .schema_of(FS_LIST_STREAM)
+        .schema_of(FS_SEARCH_STREAM)
 }
 
 /// What every route shares.
@@ -135,8 +141,8 @@ impl Rooms {
         Q: DeserializeOwned + Send + 'static,
         R: Serialize + 'static,
     {
-        let asked: Q = parse(&request.payload)?;
         let max = request.reply_bytes_max;
+        let asked: Q = parse(request.payload)?;
         let (guard, stopped) = StopGuard::pair();
         let Ok(permit) = self.slots.acquire_owned().await else {
             return Err(Status::unavailable("the workspace is closing"));
@@ -180,10 +186,10 @@ impl Drop for StopGuard {
     }
 }
 
-fn parse<Q: DeserializeOwned>(payload: &[u8]) -> Result<Q, Status> {
-    let payload = if payload.is_empty() { b"{}" } else { payload };
-    serde_json::from_slice(payload)
-        .map_err(|error| Status::invalid_argument(format!("the request is wrong: {error}")))
+fn parse<Q: DeserializeOwned>(payload: Payload) -> Result<Q, Status> {
+    // As the typed routes read it: the error names the field.
+    Json::decode(payload)
+        .map_err(|error| Status::invalid_argument(format!("the request cannot be read: {error}")))
 }
 
 impl From<ErrorClass> for Code {
@@ -210,7 +216,7 @@ impl From<WorkspaceError> for Status {
 mod tests {
     use std::time::Duration;
 
-    use lapwing::{Caller, Payload, PeerCredentials};
+    use lapwing::{Caller, PeerCredentials};
 
     use super::*;
 

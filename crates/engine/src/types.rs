@@ -4,10 +4,11 @@
 
 use std::num::NonZeroU32;
 
+use lapwing::schemars::{self, JsonSchema};
 use serde::{Deserialize, Serialize};
 
 /// Asks for the entries of a directory, or of the whole tree below it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ListRequest {
     /// The directory, relative to the root; `"."` by default.
@@ -34,7 +35,7 @@ impl Default for ListRequest {
 ///
 /// Entries are sorted by the bytes of their names, a directory before what is in it. On a tree that
 /// does not change, following `next` yields each entry once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListReply {
     /// The entries.
     pub entries: Vec<Entry>,
@@ -47,7 +48,7 @@ pub struct ListReply {
 }
 
 /// A name in the tree.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Entry {
     /// The path relative to the root, with `/` between names.
     pub path: String,
@@ -64,7 +65,7 @@ pub struct Entry {
 }
 
 /// What a name stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EntryKind {
     /// A regular file.
@@ -89,7 +90,7 @@ impl EntryKind {
 }
 
 /// Asks for a range of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReadRequest {
     /// The file, relative to the root. Symlinks are followed as long as they stay inside the root.
@@ -105,7 +106,7 @@ pub struct ReadRequest {
 /// A range of a file.
 ///
 /// It may be shorter than asked for; go on at `offset_bytes + len_bytes` until `end`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReadReply {
     /// The path relative to the root, without `.` and `..`.
     pub path: String,
@@ -124,7 +125,7 @@ pub struct ReadReply {
 }
 
 /// How bytes are written in a JSON string.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Encoding {
     /// The bytes are UTF-8 without NUL, and the string is the text.
     #[serde(rename = "utf-8")]
@@ -135,7 +136,7 @@ pub enum Encoding {
 }
 
 /// Asks for the lines of the tree that match a pattern.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SearchRequest {
     /// The regular expression, in the syntax of the `regex` crate; it matches within one line.
@@ -178,7 +179,7 @@ impl SearchRequest {
 }
 
 /// One page of matches, in the order of a listing and then of line numbers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SearchReply {
     /// The matches: at most one a line.
     pub matches: Vec<Match>,
@@ -197,7 +198,7 @@ pub struct SearchReply {
 }
 
 /// A line that matches.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Match {
     /// The file, relative to the root, with `/` between names.
     pub path: String,

@@ -74,6 +74,28 @@ async fn describe_names_the_methods() {
 }
 
 #[tokio::test]
+async fn describe_tells_the_schemas_of_every_method_and_they_fit_its_types() {
+    let served = Served::of(&[]).await;
+    for method in served.client.describe().await.unwrap() {
+        let details = served.client.describe_method(method.kind).await.unwrap();
+        assert_eq!(details.codec, "json", "{}", method.name);
+        for schema in [details.request_schema, details.reply_schema] {
+            let schema: Value = serde_json::from_str(&schema.expect("a schema")).unwrap();
+            let fields = schema["properties"].as_object().unwrap();
+            assert!(!fields.is_empty(), "{}", method.name);
+            let told = fields.values().filter(|field| field["description"].is_string());
+            assert_eq!(told.count(), fields.len(), "{}: a field is not explained", method.name);
+        }
+    }
+    let search = served.client.describe_method(FS_SEARCH.0).await.unwrap();
+    let request: Value = serde_json::from_str(&search.request_schema.unwrap()).unwrap();
+    assert_eq!(request["required"], json!(["pattern"]));
+    assert_eq!(request["properties"]["path"]["default"], ".");
+    assert_eq!(request["properties"]["max_matches"]["default"], 200);
+    assert_eq!(request["additionalProperties"], false);
+}
+
+#[tokio::test]
 async fn empty_request_stands_for_an_empty_object() {
     let served = Served::of(&[("a", b"")]).await;
     let reply = served.client.call_raw(FS_LIST.0, b"").await.unwrap();
@@ -92,7 +114,7 @@ async fn malformed_requests_are_invalid_arguments_that_say_where() {
         (b"\xff", "line 1 column 1"),
         (b"[1", "line 1"),
         (b"{\"path\": \"a\", \"lenght\": 3}", "unknown field `lenght`"),
-        (b"{\"path\": \"a\", \"offset_bytes\": -1}", "line 1"),
+        (b"{\"path\": \"a\", \"offset_bytes\": -1}", "read: at offset_bytes: invalid value"),
         (b"{\"path\": \"a\"} x", "trailing characters"),
     ] {
         let (code, sentence) = served.refusal(FS_READ, request).await;

@@ -15,6 +15,16 @@ pub trait Encode<T> {
     ///
     /// [`CodecError`] for a value that this format cannot say.
     fn encode(value: &T, into: &mut Vec<u8>) -> Result<(), CodecError>;
+
+    /// Appends `value` to `into` as JSON, for a [call in JSON](crate::CallOptions::json). A codec that has
+    /// no such form writes its own, as this does unless it is said otherwise.
+    ///
+    /// # Errors
+    ///
+    /// As [`Encode::encode`].
+    fn encode_json(value: &T, into: &mut Vec<u8>) -> Result<(), CodecError> {
+        Self::encode(value, into)
+    }
 }
 
 /// Reads values of `T` from payloads.
@@ -25,11 +35,53 @@ pub trait Decode<T> {
     ///
     /// [`CodecError`] names the field where there is one.
     fn decode(payload: Payload) -> Result<T, CodecError>;
+
+    /// The value that `payload` says in JSON, in a [call in JSON](crate::CallOptions::json). A codec that
+    /// has no such form reads its own, as this does unless it is said otherwise.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decode::decode`].
+    fn decode_json(payload: Payload) -> Result<T, CodecError> {
+        Self::decode(payload)
+    }
 }
 
-/// A name for people, as `describe` prints it.
+/// How the payloads of one call are written.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) enum Form {
+    /// As the method's codec does.
+    #[default]
+    Own,
+    /// As JSON, where that codec can.
+    Json,
+}
+
+impl Form {
+    #[inline]
+    pub(crate) fn encode<T, C: Encode<T>>(
+        self,
+        value: &T,
+        into: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        match self {
+            Form::Own => C::encode(value, into),
+            Form::Json => C::encode_json(value, into),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn decode<T, C: Decode<T>>(self, payload: Payload) -> Result<T, CodecError> {
+        match self {
+            Form::Own => C::decode(payload),
+            Form::Json => C::decode_json(payload),
+        }
+    }
+}
+
+/// A codec's name, as `describe` prints it.
 pub trait Codec: 'static {
-    /// `raw`, `postcard` or `json`.
+    /// `raw`, `postcard`, `json`, or another of at most 32 letters, digits, `.`, `_` and `-`.
     const NAME: &'static str;
 }
 
@@ -87,7 +139,8 @@ pub enum Raw {}
 #[derive(Clone, Copy, Debug)]
 pub enum Postcard {}
 
-/// JSON, for bridges, scripts and people. An empty payload is read as `{}`.
+/// JSON, for bridges, scripts and people. An empty payload is read as `{}`, or as `null` where that is no
+/// value of the type.
 #[derive(Clone, Copy, Debug)]
 pub enum Json {}
 
@@ -124,6 +177,10 @@ impl<T: Serialize> Encode<T> for Postcard {
         *into = postcard::to_extend(value, begun).map_err(CodecError::whole)?;
         Ok(())
     }
+
+    fn encode_json(value: &T, into: &mut Vec<u8>) -> Result<(), CodecError> {
+        Json::encode(value, into)
+    }
 }
 
 impl<T: DeserializeOwned> Decode<T> for Postcard {
@@ -142,6 +199,10 @@ impl<T: DeserializeOwned> Decode<T> for Postcard {
             Err(error) => Err(CodecError::at(&error)),
         }
     }
+
+    fn decode_json(payload: Payload) -> Result<T, CodecError> {
+        Json::decode(payload)
+    }
 }
 
 impl<T: Serialize> Encode<T> for Json {
@@ -152,13 +213,24 @@ impl<T: Serialize> Encode<T> for Json {
 
 impl<T: DeserializeOwned> Decode<T> for Json {
     fn decode(payload: Payload) -> Result<T, CodecError> {
-        let text: &[u8] = if payload.is_empty() { b"{}" } else { &payload };
-        let mut reader = serde_json::Deserializer::from_slice(text);
-        let value = serde_path_to_error::deserialize(&mut reader);
-        let value = value.map_err(|error| CodecError::at(&error))?;
-        reader.end().map_err(CodecError::whole)?;
-        Ok(value)
+        if payload.is_empty() {
+            return read_json(b"{}").or_else(|error| {
+                // Who sent nothing wonders at a column of it.
+                let CodecError { path, what } = error;
+                let what = format!("{what}; it is empty, which stands for {{}}");
+                read_json(b"null").map_err(|_| CodecError { path, what })
+            });
+        }
+        read_json(&payload)
     }
+}
+
+fn read_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, CodecError> {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let value = serde_path_to_error::deserialize(&mut reader);
+    let value = value.map_err(|error| CodecError::at(&error))?;
+    reader.end().map_err(CodecError::whole)?;
+    Ok(value)
 }
 
 #[cfg(test)]
@@ -205,6 +277,28 @@ mod tests {
         assert!(error.to_string().len() < 300, "{error}");
         let trailing = <Json as Decode<Page>>::decode(b"{\"lines\": []} x"[..].into());
         assert!(trailing.unwrap_err().what.contains("trailing"));
+    }
+
+    #[test]
+    fn postcard_in_json_form_is_json_and_raw_stays_raw() {
+        let mut text = Vec::new();
+        <Postcard as Encode<Page>>::encode_json(&page(), &mut text).unwrap();
+        assert_eq!(text, br#"{"lines":[{"number":7,"text":"seven"}]}"#);
+        assert_eq!(<Postcard as Decode<Page>>::decode_json(text.into()), Ok(page()));
+        let error = <Postcard as Decode<Page>>::decode_json(br#"{"lines": [{}]}"#[..].into());
+        assert_eq!(error.unwrap_err().path, "lines[0]");
+        let mut bytes = Vec::new();
+        <Raw as Encode<[u8; 2]>>::encode_json(&[0xFF, 0], &mut bytes).unwrap();
+        assert_eq!(<Raw as Decode<Payload>>::decode_json(bytes.into()).unwrap().bytes(), [0xFF, 0]);
+    }
+
+    #[test]
+    fn empty_payload_is_an_empty_object_or_null() {
+        let read = <Json as Decode<std::collections::BTreeMap<String, u8>>>::decode;
+        assert_eq!(read(Payload::empty()), Ok(Default::default()));
+        assert_eq!(<Json as Decode<()>>::decode(Payload::empty()), Ok(()));
+        let error = <Json as Decode<Page>>::decode(Payload::empty()).unwrap_err();
+        assert!(error.what.contains("missing field `lines`"), "{error}");
     }
 
     #[test]

@@ -204,6 +204,11 @@ pub enum CallError {
     /// The metadata is longer than 8 KiB, or has an empty key.
     #[error("{0}")]
     BadMetadata(String),
+    /// A call in JSON to a server that is too old for such calls.
+    #[error(
+        "the server is too old for calls in JSON; update it, or call the method in its own codec"
+    )]
+    NoJson,
     /// The message is longer than this connection takes.
     #[error(
         "a message of {length} bytes is longer than this connection takes ({max}); send it in parts"

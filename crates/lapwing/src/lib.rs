@@ -70,6 +70,7 @@ pub use link::Metadata;
 pub use method::{ClientStream, Duplex, Method, OneWay, ServerStream, Unary, shape};
 pub use payload::Payload;
 pub use peer::{PeerCredentials, Policy, SameUser};
+pub use schemars;
 pub use server::{
     Builder, Call, Caller, Cancellation, Inline, InlineCall, IpcServer, ItemSink, ItemSource,
     Reply, Request, Route, RouteError, ServeError, ServerLimits, ServerStats, Sink, Source,

@@ -19,6 +19,7 @@ use lapwing_shm::{
 };
 
 use crate::bulk::{BulkIn, BulkOut, BulkTerms};
+use crate::codec::Form;
 use crate::payload::{Frame, Payload};
 use crate::platform;
 
@@ -225,6 +226,14 @@ pub(crate) struct Written {
     timed: bool,
 }
 
+impl Carried {
+    /// How the call's payloads are written.
+    #[inline]
+    pub(crate) fn form(&self) -> Form {
+        self.more.as_ref().map_or(Form::Own, |more| more.form)
+    }
+}
+
 impl Written {
     /// A frame with this extension block, whose payload is still empty.
     #[inline]
@@ -232,12 +241,14 @@ impl Written {
         remaining: Option<Duration>,
         trace: Option<TraceContext>,
         metadata: &Metadata,
+        form: Form,
     ) -> Result<Written, ExtensionError> {
         let mut frame = Payload::buffer();
         frame.extend_from_slice(&[0; Header::BYTES]);
         let mut written = Written { frame, payload_at: Header::BYTES, timed: remaining.is_some() };
-        if remaining.is_some() || trace.is_some() || !metadata.is_empty() {
-            put_extensions(&mut written.frame, remaining, trace, metadata)?;
+        let some = remaining.is_some() || trace.is_some() || !metadata.is_empty();
+        if some || form == Form::Json {
+            put_extensions(&mut written.frame, remaining, trace, metadata, form)?;
             written.payload_at = written.frame.len();
         }
         Ok(written)
@@ -869,6 +880,8 @@ pub(crate) struct Carried {
 pub(crate) struct CarriedMore {
     pub(crate) trace: Option<TraceContext>,
     pub(crate) metadata: Metadata,
+    /// Whether the call's payloads are JSON.
+    pub(crate) form: Form,
 }
 
 /// Reads the extension block of a frame whose header announces one; the payload is behind it then. Entries
@@ -900,6 +913,7 @@ fn take_any_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
             }
             Entry::Trace(trace) => more.trace = Some(trace),
             Entry::Metadata { key, value } => more.metadata.push(key, value),
+            Entry::Json => more.form = Form::Json,
             _ => return Err(ExtensionError::UnknownCritical(BULK)),
         }
     }
@@ -917,21 +931,27 @@ pub(crate) fn put_extensions(
     remaining: Option<Duration>,
     trace: Option<TraceContext>,
     metadata: &Metadata,
+    form: Form,
 ) -> Result<(), ExtensionError> {
     if let Some(remaining) = remaining
         && trace.is_none()
         && metadata.is_empty()
+        && form == Form::Own
     {
         into.extend_from_slice(&deadline_alone(micros(remaining)));
         return Ok(());
     }
     let mut block = ExtensionBuilder::new(into);
+    // First, where `Written::set_remaining` finds it.
     if let Some(remaining) = remaining {
         let remaining_us = micros(remaining);
         block.push(Entry::Deadline { remaining_us })?;
     }
     if let Some(trace) = trace {
         block.push(Entry::Trace(trace))?;
+    }
+    if form == Form::Json {
+        block.push(Entry::Json)?;
     }
     for (key, value) in metadata.iter() {
         block.push(Entry::Metadata { key, value })?;

@@ -20,6 +20,23 @@ pub struct Method {
     pub shape: Shape,
 }
 
+/// One method in full, as its server describes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MethodDetails {
+    /// Its kind.
+    pub kind: u16,
+    /// Its name, at most 128 bytes.
+    pub name: String,
+    /// What its calls look like.
+    pub shape: Shape,
+    /// How its payloads are written: `raw`, `postcard`, `json` or the name of a codec of the server's own.
+    pub codec: String,
+    /// JSON Schema of its request, or of each item of it, as the server says; at most 64 KiB.
+    pub request_schema: Option<String>,
+    /// JSON Schema of its reply, or of each item of it, as the server says; at most 64 KiB.
+    pub reply_schema: Option<String>,
+}
+
 /// How a method is called.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shape {
@@ -71,13 +88,31 @@ pub(crate) fn from_description(
         error: WireError::BadMessage,
         detail: "its description cannot be read",
     })?;
-    let shape = |shape| match shape {
+    let methods = description.methods.into_iter();
+    Ok(methods.map(|m| Method { kind: m.kind, name: m.name, shape: shape_of(m.shape) }).collect())
+}
+
+pub(crate) fn from_details(
+    kind: u16,
+    details: Result<lapwing_proto::MethodDetails, MessageError>,
+) -> Result<MethodDetails, CallError> {
+    let details = details.ok().filter(|details| details.kind == kind);
+    let details = details.ok_or(PeerMisbehaved {
+        error: WireError::BadMessage,
+        detail: "its description of a method cannot be read",
+    })?;
+    let lapwing_proto::MethodDetails { name, shape, codec, request_schema, reply_schema, .. } =
+        details;
+    let shape = shape_of(shape);
+    Ok(MethodDetails { kind, name, shape, codec, request_schema, reply_schema })
+}
+
+fn shape_of(shape: MethodShape) -> Shape {
+    match shape {
         MethodShape::Unary => Shape::Unary,
         MethodShape::OneWay => Shape::OneWay,
         MethodShape::ServerStream => Shape::ServerStream,
         MethodShape::ClientStream => Shape::ClientStream,
         MethodShape::Duplex => Shape::Duplex,
-    };
-    let methods = description.methods.into_iter();
-    Ok(methods.map(|m| Method { kind: m.kind, name: m.name, shape: shape(m.shape) }).collect())
+    }
 }

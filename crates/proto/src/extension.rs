@@ -21,6 +21,10 @@ const DEADLINE: u8 = 0x01;
 const TRACE: u8 = 0x02;
 const METADATA: u8 = 0x04;
 const BULK: u8 = 0x83;
+const CODEC: u8 = 0x85;
+
+/// The value of a codec entry that says JSON.
+const CODEC_JSON: u8 = 1;
 
 /// W3C trace context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +61,8 @@ pub enum Entry<'a> {
     Trace(TraceContext),
     /// The payload lies in bulk memory. At most one; critical.
     Bulk(BulkDescriptor),
+    /// The payloads of the call are JSON, whatever the method's own codec. At most one; critical.
+    Json,
     /// One pair of metadata. Any number, 8 KiB of keys and values together.
     Metadata {
         /// Not empty.
@@ -249,6 +255,7 @@ struct Ledger {
     deadline: bool,
     trace: bool,
     bulk: bool,
+    codec: bool,
     metadata_bytes: usize,
 }
 
@@ -258,6 +265,7 @@ impl Ledger {
             Entry::Deadline { .. } => (&mut self.deadline, DEADLINE),
             Entry::Trace(_) => (&mut self.trace, TRACE),
             Entry::Bulk(_) => (&mut self.bulk, BULK),
+            Entry::Json => (&mut self.codec, CODEC),
             Entry::Metadata { key, value } => {
                 if key.is_empty() {
                     return Err(ExtensionError::BadValue(METADATA));
@@ -294,6 +302,7 @@ fn next_entry(bytes: &[u8]) -> Result<Option<Split<'_>>, ExtensionError> {
             .map(|value| Entry::Deadline { remaining_us: u64::from_le_bytes(value) }),
         TRACE => read_trace(value),
         BULK => read_bulk(value),
+        CODEC => (value == [CODEC_JSON]).then_some(Entry::Json),
         METADATA => read_metadata(value),
         _ if number & CRITICAL != 0 => return Err(ExtensionError::UnknownCritical(number)),
         _ => return Ok(Some((None, rest))),
@@ -394,6 +403,7 @@ impl<'a> ExtensionBuilder<'a> {
                     &bulk.length.to_le_bytes(),
                 ],
             ),
+            Entry::Json => self.append(CODEC, &[&[CODEC_JSON]]),
             Entry::Metadata { key, value } => {
                 let key_length = (key.len() as u16).to_le_bytes();
                 self.append(METADATA, &[&key_length, key.as_bytes(), value]);

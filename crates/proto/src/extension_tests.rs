@@ -10,6 +10,7 @@ enum Owned {
     Deadline(u64),
     Trace([u8; 16], [u8; 8], u8),
     Bulk(u32, u32, u64),
+    Json,
     Metadata(String, Vec<u8>),
 }
 
@@ -25,6 +26,7 @@ impl Owned {
             Owned::Bulk(segment, block, length) => {
                 Entry::Bulk(BulkDescriptor { segment: *segment, block: *block, length: *length })
             }
+            Owned::Json => Entry::Json,
             Owned::Metadata(key, value) => Entry::Metadata { key, value },
         }
     }
@@ -35,6 +37,7 @@ fn entries() -> impl Strategy<Value = Vec<Owned>> {
         any::<u64>().prop_map(Owned::Deadline),
         any::<([u8; 16], [u8; 8], u8)>().prop_map(|(a, b, c)| Owned::Trace(a, b, c)),
         any::<(u32, u32, u64)>().prop_map(|(a, b, c)| Owned::Bulk(a, b, c)),
+        Just(Owned::Json),
         (".{0,20}", prop::collection::vec(any::<u8>(), 0..3000))
             .prop_map(|(key, value)| Owned::Metadata(key, value)),
     ];
@@ -62,7 +65,7 @@ proptest! {
     #[test]
     fn any_bytes_parse_or_are_refused_without_panic(
         mut bytes in prop::collection::vec(
-            prop_oneof![any::<u8>(), Just(0), Just(1), Just(2), Just(4), Just(8), Just(0x83)],
+            prop_oneof![any::<u8>(), Just(0), Just(1), Just(2), Just(4), Just(8), Just(0x83), Just(0x85)],
             0..64,
         ),
     ) {

@@ -20,6 +20,15 @@ impl Features {
     /// Bulk memory, for payloads that are too long for a ring. Of no effect on a connection on the socket.
     pub const BULK: Features = Features(1);
 
+    /// Calls whose payloads are JSON whatever the method's own codec: the codec entry of requests.
+    pub const JSON: Features = Features(2);
+
+    /// What either has.
+    #[must_use]
+    pub const fn and(self, other: Features) -> Features {
+        Features(self.0 | other.0)
+    }
+
     /// What both sides have.
     #[must_use]
     pub const fn common(self, other: Features) -> Features {

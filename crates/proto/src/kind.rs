@@ -48,6 +48,8 @@ kinds! {
     SEGMENT_RETIRED = 10, "SegmentRetired";
     /// Which methods are there; answered with [`Description`](crate::Description).
     DESCRIBE = 11, "Describe";
+    /// What one method takes and gives; answered with [`MethodDetails`](crate::MethodDetails).
+    DESCRIBE_METHOD = 12, "DescribeMethod";
 }
 
 impl Kind {

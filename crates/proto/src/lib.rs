@@ -45,7 +45,7 @@ pub use bulk::{SegmentAnnounced, SegmentRetired};
 pub use call_table::{CallTable, Full, Lookup};
 pub use checksum::{CHECKSUM_RANGE, Checksum, ChecksumSet};
 pub use credit::{Credit, CreditError, ReceiveCredit, SendCredit};
-pub use describe::{Description, MethodDescription, MethodShape};
+pub use describe::{Description, MethodDescription, MethodDetails, MethodShape, MethodWanted};
 pub use extension::{
     BulkDescriptor, DEADLINE_ALONE_BYTES, DEADLINE_VALUE_AT, Entry, ExtensionBuilder,
     ExtensionError, Extensions, TraceContext, deadline_alone, read_deadline_alone, take_bulk,

@@ -93,6 +93,12 @@ limits! {
     /// Longest method name in UTF-8 bytes.
     METHOD_NAME_BYTES: u32 = 128, "bytes",
         "the method name is too long";
+    /// Longest name of a codec in UTF-8 bytes.
+    CODEC_NAME_BYTES: u32 = 32, "bytes",
+        "the codec's name is too long";
+    /// Longest schema of a method's request or reply in UTF-8 bytes.
+    SCHEMA_BYTES: u32 = 64 * KIB, "bytes",
+        "the schema is too long";
     /// Longest program name in UTF-8 bytes.
     PROGRAM_NAME_BYTES: u32 = 128, "bytes",
         "the program name is too long";

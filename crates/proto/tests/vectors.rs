@@ -3,8 +3,8 @@
 
 use lapwing_proto::{
     BulkDescriptor, Checksum, Description, Entry, ExtensionBuilder, ExtensionError, Extensions,
-    FrameError, Goodbye, Header, Hello, HelloAck, HelloReject, MessageError, Status, TraceContext,
-    TransportGranted, TransportWanted,
+    FrameError, Goodbye, Header, Hello, HelloAck, HelloReject, MessageError, MethodDetails,
+    MethodWanted, Status, TraceContext, TransportGranted, TransportWanted,
 };
 use serde_json::{Value, json};
 
@@ -96,6 +96,7 @@ fn entry_json(entry: Entry<'_>) -> Value {
         Entry::Bulk(BulkDescriptor { segment, block, length }) => json!({
             "type": "bulk", "segment": segment, "block": block, "length": length.to_string(),
         }),
+        Entry::Json => json!({ "type": "codec", "codec": "json" }),
         Entry::Metadata { key, value } => {
             json!({ "type": "metadata", "key": key, "value": to_hex(value) })
         }
@@ -161,6 +162,19 @@ fn read(message: &str, payload: &[u8]) -> Result<(Value, Vec<u8>), MessageError>
                 json!({ "kind": method.kind, "name": method.name, "shape": method.shape as u8 })
             });
             (json!({ "methods": methods.collect::<Vec<_>>() }), description.encode())
+        }
+        "MethodWanted" => {
+            let wanted = MethodWanted::decode(payload)?;
+            (json!({ "kind": wanted.kind }), wanted.encode())
+        }
+        "MethodDetails" => {
+            let details = MethodDetails::decode(payload)?;
+            let fields = json!({
+                "kind": details.kind, "name": details.name, "shape": details.shape as u8,
+                "codec": details.codec, "request_schema": details.request_schema,
+                "reply_schema": details.reply_schema,
+            });
+            (fields, details.encode())
         }
         "Status" => {
             let status = Status::decode(payload)?;

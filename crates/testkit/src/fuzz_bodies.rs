@@ -4,7 +4,7 @@
 
 use lapwing_proto::{
     Checksum, Code, Description, Entry, ExtensionBuilder, Extensions, FrameError, Goodbye, Header,
-    Hello, HelloAck, HelloReject, ServerOffer, Status, WireError,
+    Hello, HelloAck, HelloReject, MethodDetails, ServerOffer, Status, WireError,
 };
 
 const CHECKSUMS: [Checksum; 3] = [Checksum::Off, Checksum::Crc32, Checksum::Crc32c];
@@ -25,6 +25,7 @@ pub fn frames(data: &[u8]) {
         farewells(payload);
         status(payload);
         description(payload);
+        method_details(payload);
     }
 }
 
@@ -151,6 +152,11 @@ fn status(payload: &[u8]) {
     assert!(status.details.capacity() <= 2 * payload.len() + 64);
     assert_eq!(Status::decode(&status.encode()).as_ref(), Ok(&status));
     assert!(Code::ALL.contains(&status.code));
+}
+
+fn method_details(payload: &[u8]) {
+    let Ok(details) = MethodDetails::decode(payload) else { return };
+    assert_eq!(MethodDetails::decode(&details.encode()).as_ref(), Ok(&details));
 }
 
 fn description(payload: &[u8]) {

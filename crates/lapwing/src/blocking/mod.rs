@@ -13,7 +13,7 @@ use std::task::{Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use lapwing_proto::{Description, Kind};
+use lapwing_proto::{Description, Kind, MethodDetails, MethodWanted};
 use lapwing_shm::{Poller, Spin};
 
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
@@ -203,6 +203,18 @@ impl IpcClient {
     pub fn describe(&self) -> Result<Vec<methods::Method>, CallError> {
         let reply = self.call_kind(Kind::DESCRIBE, &[])?;
         methods::from_description(Description::decode(&reply))
+    }
+
+    /// Asks the server for one method in full: its codec, and its schemas if it has some.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_raw`]: a status `NotFound` for a kind without a method, and `Unimplemented` from a
+    /// server that is too old to say.
+    pub fn describe_method(&self, kind: u16) -> Result<methods::MethodDetails, CallError> {
+        let wanted = MethodWanted { kind }.encode();
+        let reply = self.call_kind(Kind::DESCRIBE_METHOD, &wanted)?;
+        methods::from_details(kind, MethodDetails::decode(&reply))
     }
 
     /// What this connection has done so far.

@@ -9,7 +9,7 @@ use crate::client::{
     Brings, Core, Item, ItemError, Outgoing, Started, Until, at_once, kind_of, read, try_sent,
     written,
 };
-use crate::codec::{Decode, Encode};
+use crate::codec::{Decode, Encode, Form};
 use crate::error::CallError;
 use crate::method::{ClientStream, Duplex, OneWay, ServerStream, Unary};
 use crate::payload::Payload;
@@ -27,10 +27,10 @@ impl IpcClient {
     {
         let mut written = written(method, request, "request", None)?;
         let reply = self.call_out(Outgoing::written(kind_of(method), &mut written, None))?;
-        read::<R, C>(method.name(), "reply", reply)
+        read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 
-    /// Calls a method with a time limit, metadata or a trace.
+    /// Calls a method with a time limit, metadata or a trace, or in JSON.
     ///
     /// # Errors
     ///
@@ -48,7 +48,7 @@ impl IpcClient {
         let mut written = written(method, request, "request", travel.as_ref())?;
         let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
         let reply = self.call_out(out)?;
-        read::<R, C>(method.name(), "reply", reply)
+        read::<R, C>(method.name(), "reply", reply, options.form())
     }
 
     /// Calls a method if there is room for another call now.
@@ -65,7 +65,7 @@ impl IpcClient {
         let call = at_once(self.shared.core.start_call(out))?;
         let mut until = Until::Never;
         self.sent(&mut until);
-        read::<R, C>(method.name(), "reply", self.collect(&call, &mut until)?)
+        read::<R, C>(method.name(), "reply", self.collect(&call, &mut until)?, Form::Own)
     }
 
     /// Sends a message that has no reply. Waits while there is no room for it.
@@ -94,6 +94,24 @@ impl IpcClient {
     ) -> Result<(), CallError> {
         let mut written = written(method, message, "message", None)?;
         self.send_out(Outgoing::written(kind_of(method), &mut written, None), when_full)
+    }
+
+    /// As [`IpcClient::send`], with a time limit to wait for room, metadata, a trace, or in JSON.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::send`], and [`CallError::DeadlineExceeded`] when there was no room in time.
+    pub fn send_with<Q, C: Encode<Q>>(
+        &self,
+        method: OneWay<Q, C>,
+        message: &Q,
+        options: &CallOptions,
+    ) -> Result<(), CallError> {
+        let travel = options.travel();
+        let mut written = written(method, message, "message", travel.as_ref())?;
+        let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let mut until = out.until();
+        self.start(&mut until, |core, settled| core.start_oneway(out.again(settled)))
     }
 
     /// Calls a method that answers with a stream.
@@ -155,8 +173,8 @@ impl IpcClient {
         let mut until = out.until();
         let start = |core: &Core, settled| core.start(out.again(settled), brings);
         let call = self.start(&mut until, start)?;
-        let deadline = until.settle();
-        Ok(OpenCall { client: IpcClient { shared: Arc::clone(&self.shared) }, call, deadline })
+        let client = IpcClient { shared: Arc::clone(&self.shared) };
+        Ok(OpenCall { client, call, deadline: until.settle(), form: out.form() })
     }
 }
 
@@ -169,6 +187,7 @@ struct OpenCall {
     client: IpcClient,
     call: Started,
     deadline: Option<Instant>,
+    form: Form,
 }
 
 impl OpenCall {
@@ -260,7 +279,7 @@ impl<T, C: Decode<T>> Iterator for ItemStream<T, C> {
     fn next(&mut self) -> Option<Self::Item> {
         let call = self.call.as_ref()?;
         match call.item() {
-            Ok(Item::Here(item)) => Some(read::<T, C>(self.method, "item", item)),
+            Ok(Item::Here(item)) => Some(read::<T, C>(self.method, "item", item, call.form)),
             Ok(Item::Over(outcome)) => {
                 let ended = call.shared().core.conclude(outcome);
                 self.call = None;
@@ -340,7 +359,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     fn write(&self, item: &T) -> Result<Payload, CallError> {
         let mut bytes = Payload::buffer();
         let failed = |source| CallError::Codec { method: self.method, what: "item", source };
-        C::encode(item, &mut bytes).map_err(failed)?;
+        self.call.form.encode::<T, C>(item, &mut bytes).map_err(failed)?;
         Ok(bytes.into())
     }
 }
@@ -391,7 +410,7 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
         loop {
             if let Item::Over(outcome) = call.item()? {
                 let reply = call.shared().core.conclude(outcome)?;
-                return read::<R, C>(self.sender.method, "reply", reply);
+                return read::<R, C>(self.sender.method, "reply", reply, call.form);
             }
             // Such a method has no stream of replies.
         }

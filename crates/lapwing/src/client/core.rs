@@ -20,8 +20,8 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use lapwing_proto::{
-    CallTable, Credit, Flags, Goodbye, Header, Kind, Lookup, MessageId, Status, TraceContext,
-    WireError, limits,
+    CallTable, Credit, Features, Flags, Goodbye, Header, Kind, Lookup, MessageId, Status,
+    TraceContext, WireError, limits,
 };
 use lapwing_shm::{Doorbell, OwnBlock, Sleeper, Spin, Spinner, has_kept_buffers, sweep_buffers};
 
@@ -29,6 +29,7 @@ use super::options::Until;
 use super::stats::Counters;
 use super::streams::{Owed, StreamCall};
 use crate::bulk::{BulkIn, Reserved};
+use crate::codec::Form;
 use crate::error::{CallError, Delivered, EndReason};
 use crate::handshake::plain;
 use crate::link::{
@@ -209,6 +210,12 @@ impl<'a> Outgoing<'a> {
         self.travel.map_or(Until::Never, |travel| travel.deadline)
     }
 
+    /// How its payloads are written.
+    #[inline]
+    pub(crate) fn form(&self) -> Form {
+        self.travel.map_or(Form::Own, |travel| travel.form)
+    }
+
     /// The time that is left for it now.
     #[inline]
     fn left(&self) -> Option<Duration> {
@@ -223,6 +230,7 @@ pub(crate) struct Travel<'a> {
     pub(crate) trace: Option<TraceContext>,
     pub(crate) metadata: &'a Metadata,
     pub(crate) priority: bool,
+    pub(crate) form: Form,
 }
 
 /// What a call brings: one reply, or streams in one direction or both.
@@ -435,6 +443,7 @@ impl Core {
                 self.check_left(left)?;
                 written.set_remaining(left);
             }
+            self.check_form(travel.form)?;
             if travel.priority {
                 header.flags = header.flags | Flags::PRIORITY;
             }
@@ -447,6 +456,15 @@ impl Core {
         if left < Duration::from_micros(1) {
             self.counters.failed();
             return Err(StartError::Failed(CallError::DeadlineExceeded));
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn check_form(&self, form: Form) -> Result<(), StartError> {
+        if form == Form::Json && !self.agreed.features.contains(Features::JSON) {
+            self.counters.failed();
+            return Err(StartError::Failed(CallError::NoJson));
         }
         Ok(())
     }
@@ -465,10 +483,11 @@ impl Core {
             // What is left now: it may have waited for room.
             let remaining = out.left();
             remaining.map_or(Ok(()), |left| self.check_left(left))?;
+            self.check_form(travel.form)?;
             if travel.priority {
                 header.flags = header.flags | Flags::PRIORITY;
             }
-            put_extensions(extended, remaining, travel.trace, travel.metadata)
+            put_extensions(extended, remaining, travel.trace, travel.metadata, travel.form)
                 .map_err(|error| StartError::Failed(CallError::BadMetadata(error.to_string())))?;
         }
         let room = Room { bytes: room.bytes + extended.len(), ..room };
@@ -960,7 +979,9 @@ impl Core {
         if header.flags.intersects(UNSUPPORTED) {
             return Err(misbehaved(WireError::BadFlags, "a flag that was not agreed on"));
         }
-        if header.flags.contains(Flags::EXTENDED) && take_extensions(frame).is_err() {
+        if header.flags.contains(Flags::EXTENDED)
+            && !take_extensions(frame).is_ok_and(|carried| carried.form() == Form::Own)
+        {
             let detail = "a response's extension block cannot be understood";
             return Err(misbehaved(WireError::BadExtension, detail));
         }

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use lapwing_proto::{Description, Kind, MessageId};
+use lapwing_proto::{Description, Kind, MessageId, MethodDetails, MethodWanted};
 use lapwing_shm::SPIN_BOUND;
 use tokio::io::Interest;
 use tokio::sync::Notify;
@@ -272,6 +272,24 @@ impl IpcClient {
     pub async fn describe(&self) -> Result<Vec<methods::Method>, CallError> {
         let reply = self.call_kind(Kind::DESCRIBE, &[]).await?;
         methods::from_description(Description::decode(&reply))
+    }
+
+    /// Asks the server for one method in full: its codec, and its schemas if it has some.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_raw`]: a status `NotFound` for a kind without a method, and `Unimplemented` from a
+    /// server that is too old to say.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::call_raw`].
+    pub async fn describe_method(&self, kind: u16) -> Result<methods::MethodDetails, CallError> {
+        // The connection's own kinds carry nothing beside their payload, not even a deadline.
+        let wanted = MethodWanted { kind }.encode();
+        let out = Outgoing::plain(Kind::DESCRIBE_METHOD, &wanted);
+        let reply = self.call_now(out, false).await?;
+        methods::from_details(kind, MethodDetails::decode(&reply))
     }
 
     /// What this connection has done so far.

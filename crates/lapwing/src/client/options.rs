@@ -11,6 +11,7 @@ use lapwing_shm::{CooperativePeers, Spin};
 use super::core::Travel;
 use crate::ambient::Ambient;
 use crate::bulk::BulkTerms;
+use crate::codec::Form;
 use crate::link::Metadata;
 
 /// Where the frames of a connection go.
@@ -117,8 +118,9 @@ impl ClientOptions {
             calls_in_flight: self.calls_in_flight.clamp(1, limits::CALLS_IN_FLIGHT_MAX),
         };
         hello.checksums = checksum_set(self.checksum);
+        hello.features = Features::JSON;
         if self.bulk_bytes > 0 && self.transport == Transport::SharedMemory {
-            hello.features = Features::BULK;
+            hello.features = hello.features.and(Features::BULK);
         }
         hello
     }
@@ -191,6 +193,7 @@ pub struct CallOptions {
     trace: Option<TraceContext>,
     metadata: Metadata,
     priority: bool,
+    form: Form,
 }
 
 impl CallOptions {
@@ -230,6 +233,50 @@ impl CallOptions {
         self
     }
 
+    /// Makes the call in JSON, whatever codec the server's method has: the request, the reply and all items
+    /// are JSON then. With methods of [`Raw`](crate::Raw) this calls any method of any server by its number, as
+    /// a bridge or a command does that does not know the types: the bytes are the JSON text.
+    ///
+    /// A method whose codec is raw at the server, or has no JSON form, takes its own bytes as ever. A server
+    /// that is too old for it brings [`CallError::NoJson`](crate::CallError::NoJson).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    /// use lapwing::{Call, CallOptions, IpcClient, IpcServer, Payload, Raw, Unary};
+    ///
+    /// // At the server the method is typed, in postcard:
+    /// const ADD: Unary<(u32, u32), u64> = Unary::new(0x0400, "add");
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("add.sock");
+    /// let server = IpcServer::builder()
+    ///     .bind(&path)?
+    ///     .route(ADD, |_: Call, (a, b): (u32, u32)| async move { Ok(u64::from(a) + u64::from(b)) })
+    ///     .serve()?;
+    ///
+    /// // The client knows its number alone.
+    /// let client = IpcClient::connect(&path).await?;
+    /// let add = Unary::<&str, Payload, Raw>::new(0x0400, "");
+    /// let json = CallOptions::default().json(true);
+    /// let sum = client.call_with(add, &"[2, 40]", &json).await?;
+    /// assert_eq!(sum.bytes(), b"42");
+    /// # server.shutdown().await;
+    /// # Ok(()) })
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn json(mut self, json: bool) -> CallOptions {
+        self.form = if json { Form::Json } else { Form::Own };
+        self
+    }
+
+    pub(crate) fn form(&self) -> Form {
+        self.form
+    }
+
     /// All that goes with a call that is made here and now, if anything does.
     pub(crate) fn travel(&self) -> Option<Travel<'_>> {
         let ambient = Ambient::here().unwrap_or_default();
@@ -244,9 +291,13 @@ impl CallOptions {
             }
         };
         let trace = self.trace.or(ambient.trace);
-        let Self { metadata, priority, .. } = self;
-        let some = deadline != Until::Never || trace.is_some() || !metadata.is_empty() || *priority;
-        some.then_some(Travel { deadline, trace, metadata, priority: *priority })
+        let Self { metadata, priority, form, .. } = self;
+        let some = deadline != Until::Never
+            || trace.is_some()
+            || !metadata.is_empty()
+            || *priority
+            || *form == Form::Json;
+        some.then_some(Travel { deadline, trace, metadata, priority: *priority, form: *form })
     }
 }
 

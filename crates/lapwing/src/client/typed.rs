@@ -15,7 +15,7 @@ use super::options::{CallOptions, WhenFull};
 use super::streams::{Item, ItemError};
 use super::{IpcClient, Shared, Until};
 use crate::ambient::Ambient;
-use crate::codec::{Decode, Encode};
+use crate::codec::{Decode, Encode, Form};
 use crate::error::CallError;
 use crate::link::{Metadata, Written};
 use crate::method::{ClientStream, Duplex, Method, OneWay, ServerStream, Shape, Unary};
@@ -30,12 +30,15 @@ pub(crate) fn written<S: Shape, Q, R, C: Encode<Q>>(
     travel: Option<&Travel<'_>>,
 ) -> Result<Written, CallError> {
     let begun = match travel {
-        None => Written::begin(None, None, &Metadata::NONE),
-        Some(travel) => Written::begin(travel.deadline.left(), travel.trace, travel.metadata),
+        None => Written::begin(None, None, &Metadata::NONE, Form::Own),
+        Some(Travel { deadline, trace, metadata, form, .. }) => {
+            Written::begin(deadline.left(), *trace, metadata, *form)
+        }
     };
     let mut written = begun.map_err(|error| CallError::BadMetadata(error.to_string()))?;
     let failed = |source| CallError::Codec { method: method.name(), what, source };
-    C::encode(request, written.payload_mut()).map_err(failed)?;
+    let form = travel.map_or(Form::Own, |travel| travel.form);
+    form.encode::<Q, C>(request, written.payload_mut()).map_err(failed)?;
     Ok(written)
 }
 
@@ -47,8 +50,9 @@ pub(crate) fn read<T, C: Decode<T>>(
     method: &'static str,
     what: &'static str,
     payload: Payload,
+    form: Form,
 ) -> Result<T, CallError> {
-    C::decode(payload).map_err(|source| CallError::Codec { method, what, source })
+    form.decode::<T, C>(payload).map_err(|source| CallError::Codec { method, what, source })
 }
 
 impl IpcClient {
@@ -82,10 +86,10 @@ impl IpcClient {
             let mut written = written(method, request, "request", None)?;
             self.call_now(Outgoing::written(kind_of(method), &mut written, None), false).await?
         };
-        read::<R, C>(method.name(), "reply", reply)
+        read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 
-    /// Calls a method with a time limit, metadata or a trace.
+    /// Calls a method with a time limit, metadata or a trace, or in JSON.
     ///
     /// # Errors
     ///
@@ -104,7 +108,7 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let reply = self.call_written(method, request, options, false).await?;
-        read::<R, C>(method.name(), "reply", reply)
+        read::<R, C>(method.name(), "reply", reply, options.form())
     }
 
     /// Calls a method if there is room for another call now.
@@ -125,7 +129,7 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let reply = self.call_written(method, request, &CallOptions::default(), true).await?;
-        read::<R, C>(method.name(), "reply", reply)
+        read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 
     /// Sends a message that has no reply. Waits while there is no room for it.
@@ -165,6 +169,32 @@ impl IpcClient {
         self.send_out(out, when_full).await
     }
 
+    /// As [`IpcClient::send`], with a time limit to wait for room, metadata, a trace, or in JSON.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::send`], and [`CallError::DeadlineExceeded`] when there was no room in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::send`].
+    pub async fn send_with<Q, C: Encode<Q>>(
+        &self,
+        method: OneWay<Q, C>,
+        message: &Q,
+        options: &CallOptions,
+    ) -> Result<(), CallError> {
+        let travel = options.travel();
+        let mut written = written(method, message, "message", travel.as_ref())?;
+        let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let core = &self.shared.core;
+        let until = out.until();
+        let start = |settled| core.start_oneway(out.again(settled));
+        super::within(until, self.poll_start(until, start)).await?;
+        self.sent();
+        Ok(())
+    }
+
     /// Calls a method that answers with a stream.
     ///
     /// # Errors
@@ -185,7 +215,7 @@ impl IpcClient {
         self.stream_with(method, request, &CallOptions::default()).await
     }
 
-    /// As [`IpcClient::stream`], with a time limit for the whole stream, metadata or a trace.
+    /// As [`IpcClient::stream`], with a time limit for the whole stream, metadata or a trace, or in JSON.
     ///
     /// # Errors
     ///
@@ -275,7 +305,7 @@ impl IpcClient {
         let start = |settled| core.start(out.again(settled), brings);
         let started = super::within(until, self.poll_start(until, start)).await?;
         self.sent();
-        Ok(OpenCall { shared: Arc::clone(&self.shared), call: started, deadline })
+        Ok(OpenCall { shared: Arc::clone(&self.shared), call: started, deadline, form: out.form() })
     }
 }
 
@@ -288,6 +318,7 @@ struct OpenCall {
     shared: Arc<Shared>,
     call: Started,
     deadline: Option<std::time::Instant>,
+    form: Form,
 }
 
 impl OpenCall {
@@ -398,7 +429,7 @@ impl<T, C: Decode<T>> ItemStream<T, C> {
         };
         match call.poll_item(cx.waker()) {
             Poll::Ready(Item::Here(item)) => {
-                Poll::Ready(Some(read::<T, C>(self.method, "item", item)))
+                Poll::Ready(Some(read::<T, C>(self.method, "item", item, call.form)))
             }
             Poll::Ready(Item::Over(outcome)) => {
                 let ended = call.shared.core.conclude(outcome);
@@ -502,7 +533,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     fn write(&self, item: &T) -> Result<Payload, CallError> {
         let mut bytes = Payload::buffer();
         let failed = |source| CallError::Codec { method: self.method, what: "item", source };
-        C::encode(item, &mut bytes).map_err(failed)?;
+        self.call.form.encode::<T, C>(item, &mut bytes).map_err(failed)?;
         Ok(bytes.into())
     }
 }
@@ -579,7 +610,7 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
         });
         let outcome = super::within(call.deadline.into(), over).await?;
         let reply = call.shared.core.conclude(outcome)?;
-        read::<R, C>(self.sender.method, "reply", reply)
+        read::<R, C>(self.sender.method, "reply", reply, call.form)
     }
 }
 

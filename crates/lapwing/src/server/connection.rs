@@ -10,8 +10,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use lapwing_proto::{
-    Credit, Flags, Goodbye, Header, Kind, MessageId, MethodShape, PeerMisbehaved, Status,
-    WireError, limits,
+    Credit, Features, Flags, Goodbye, Header, Kind, MessageId, MethodShape, MethodWanted,
+    PeerMisbehaved, Status, WireError, limits,
 };
 use lapwing_shm::{Doorbell, SPIN_BOUND, Sleeper, Spin, Spinner, has_kept_buffers, sweep_buffers};
 use tokio::sync::{Notify, watch};
@@ -30,6 +30,7 @@ use super::{Phase, Shared};
 use crate::ambient::Ambient;
 use crate::bulk::{BulkIn, Long, Reserved};
 use crate::client::{LINGER, lock};
+use crate::codec::Form;
 use crate::link::{
     Broken, Carried, Link, Metadata, Receiving, SendError, Sending, call_header, connection_header,
     misbehaved, take_extensions,
@@ -113,6 +114,8 @@ pub(crate) struct Connection {
     places: Vec<Option<Box<dyn Running>>>,
     calls_in_flight: usize,
     message_max: usize,
+    /// Whether calls in JSON were agreed on.
+    takes_json: bool,
     phase: watch::Receiver<Phase>,
     /// The client said goodbye: its closing the socket is the end as planned.
     peer_left: bool,
@@ -184,6 +187,7 @@ impl Connection {
             places: std::iter::repeat_with(|| None).take(routes).collect(),
             calls_in_flight: agreed.limits.calls_in_flight as usize,
             message_max,
+            takes_json: agreed.features.contains(Features::JSON),
             phase,
             peer_left: false,
             leaving: false,
@@ -484,6 +488,12 @@ impl Connection {
             let detail = "an extension block cannot be understood";
             let taken = take_extensions(&mut self.frame);
             let mut carried = taken.map_err(|_| misbehaved(WireError::BadExtension, detail))?;
+            if carried.form() == Form::Json && !self.takes_json {
+                return Err(misbehaved(
+                    WireError::BadExtension,
+                    "calls in JSON were not agreed on",
+                ));
+            }
             if let (Some(left), Some(ahead)) = (&mut carried.remaining, &self.ahead) {
                 *left = left.saturating_sub(ahead.waited());
             }
@@ -519,12 +529,12 @@ impl Connection {
             }
             Handler::Typed(handler) => {
                 let Carried { remaining, more } = carried.unwrap_or_default();
-                let (trace, metadata) = match &more {
-                    Some(more) => (more.trace, &more.metadata),
-                    None => (None, &Metadata::NONE),
+                let (trace, metadata, form) = match &more {
+                    Some(more) => (more.trace, &more.metadata, more.form),
+                    None => (None, &Metadata::NONE, Form::Own),
                 };
                 let caller = &*self.caller;
-                let call = InlineCall { caller, remaining, metadata, trace };
+                let call = InlineCall { caller, remaining, metadata, trace, form };
                 let payload = self.frame.take_payload();
                 match run_typed(handler, &call, payload, &mut self.reply) {
                     Ok(Ok(())) => {
@@ -551,6 +561,7 @@ impl Connection {
                     request.deadline = remaining.and_then(|left| Instant::now().checked_add(left));
                     if let Some(more) = more {
                         (request.trace, request.metadata) = (more.trace, more.metadata);
+                        request.form = more.form;
                     }
                 }
                 let ambient = request.ambient();
@@ -844,6 +855,7 @@ impl Connection {
                 self.reply.extend_from_slice(&self.shared.router.describe().encode());
                 self.answer(header)
             }
+            (Kind::DESCRIBE_METHOD, true) => self.describe_method(header),
             (Kind::GOODBYE, false) => {
                 tally_received(&mut lock(&self.out.outbox).tally, header);
                 if Goodbye::decode(self.frame.payload()).is_err() {
@@ -861,6 +873,22 @@ impl Connection {
                 self.fail(header, &status)
             }
         }
+    }
+
+    fn describe_method(&mut self, header: &Header) -> Result<Option<Header>, Broken> {
+        let Ok(MethodWanted { kind }) = MethodWanted::decode(self.frame.payload()) else {
+            let message = "the number of the method cannot be read";
+            return self.fail(header, &Status::invalid_argument(message));
+        };
+        let details = Kind::new(kind).and_then(|kind| self.shared.router.details(kind));
+        let Some(details) = details else {
+            let status = Status::not_found(format!("there is no method {kind:#06x}"));
+            return self.fail(header, &status);
+        };
+        self.reply.clear();
+        self.reply.resize(Header::BYTES, 0);
+        self.reply.extend_from_slice(&details.encode());
+        self.answer(header)
     }
 
     /// Waits for room for the reply in `reply`. Nothing more is read from the peer meanwhile: its own

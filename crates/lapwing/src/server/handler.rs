@@ -18,6 +18,7 @@ use super::running::{CallState, Cancellation};
 use crate::ambient::Ambient;
 use crate::bulk::Reserved;
 use crate::client::lock;
+use crate::codec::Form;
 use crate::link::Metadata;
 use crate::payload::Payload;
 use crate::peer::PeerCredentials;
@@ -53,6 +54,7 @@ pub struct Request {
     pub metadata: Metadata,
     /// The trace that the call belongs to. Calls that the handler makes from its own task inherit it.
     pub trace: Option<TraceContext>,
+    pub(crate) form: Form,
     pub(crate) stream: Option<StreamLink>,
     pub(crate) out: Option<Arc<Out>>,
 }
@@ -70,6 +72,7 @@ impl Request {
             cancellation: Cancellation(None),
             metadata: Metadata::default(),
             trace: None,
+            form: Form::Own,
             stream: None,
             out: None,
         }
@@ -189,6 +192,7 @@ pub struct InlineCall<'a> {
     pub metadata: &'a Metadata,
     /// The trace that the call belongs to.
     pub trace: Option<TraceContext>,
+    pub(crate) form: Form,
 }
 
 /// What a route does.

@@ -7,6 +7,7 @@ mod handler;
 mod items;
 mod router;
 mod running;
+mod schema;
 mod stats;
 mod typed;
 
@@ -34,6 +35,7 @@ use self::stats::Totals;
 pub use self::typed::{Call, Inline, Route, Sink, Source};
 use crate::bulk::Account;
 use crate::client::{FrameChecksum, checksum_set, lock, program_name};
+use crate::codec::{Codec, Raw};
 use crate::endpoint::{Listener, endpoint_path};
 use crate::error::BindError;
 use crate::payload::Payload;
@@ -278,7 +280,8 @@ impl Builder {
         Fut: Future<Output = Result<T, Status>> + Send + 'static,
         T: Into<Payload> + 'static,
     {
-        self.add(kind, name, MethodShape::Unary, Handler::Async(Box::new(AsyncFn::new(handler))))
+        let handler = Handler::Async(Box::new(AsyncFn::new(handler)));
+        self.add(kind, name, MethodShape::Unary, Raw::NAME, handler)
     }
 
     /// Adds an inline handler: a plain function run where the frame is read, for answers within a
@@ -288,7 +291,7 @@ impl Builder {
     where
         F: Fn(&Caller, &[u8], &mut Reply<'_>) -> Result<(), Status> + Send + Sync + 'static,
     {
-        self.add(kind, name, MethodShape::Unary, Handler::Inline(Box::new(handler)))
+        self.add(kind, name, MethodShape::Unary, Raw::NAME, Handler::Inline(Box::new(handler)))
     }
 
     pub(crate) fn add(
@@ -296,10 +299,11 @@ impl Builder {
         kind: u16,
         name: &str,
         shape: MethodShape,
+        codec: &'static str,
         handler: Handler,
     ) -> Builder {
         self.router = self.router.and_then(|mut router| {
-            router.add(kind, name, shape, handler)?;
+            router.add(kind, name, shape, codec, handler)?;
             Ok(router)
         });
         self
@@ -388,7 +392,10 @@ impl Builder {
             checksums: checksum_set(self.checksum),
             shared_memory: self.shared_memory.then_some(self.limits.ring_bytes),
             program: crate::handshake::plain(&self.program),
-            features: if self.limits.bulk_bytes > 0 { Features::BULK } else { Features::NONE },
+            features: match self.limits.bulk_bytes {
+                0 => Features::JSON,
+                _ => Features::JSON.and(Features::BULK),
+            },
             ..ServerOffer::default()
         };
         let path = listener.path().to_owned();

@@ -14,7 +14,7 @@ use super::Builder;
 use super::handler::{AsyncFn, Caller, Handler, InlineCall, Request};
 use super::items::{ItemSink, ItemSource, TrySendError};
 use super::running::Cancellation;
-use crate::codec::{CodecError, Decode, Encode};
+use crate::codec::{Codec, CodecError, Decode, Encode, Form};
 use crate::link::Metadata;
 use crate::method::{ClientStream, Duplex, OneWay, ServerStream, Unary};
 use crate::payload::Payload;
@@ -54,6 +54,7 @@ impl Call {
 #[derive(Debug)]
 pub struct Sink<T, C> {
     items: ItemSink,
+    form: Form,
     types: PhantomData<fn(T) -> C>,
 }
 
@@ -69,7 +70,9 @@ impl<T, C: Encode<T>> Sink<T, C> {
     ///
     /// The item was sent whole or not at all; it was not when this never completed.
     pub async fn send(&mut self, item: &T) -> Result<(), Status> {
-        self.items.send_with(|frame| C::encode(item, frame).map_err(|e| unwritable(&e))).await
+        let form = self.form;
+        let write = |frame: &mut Vec<u8>| form.encode::<T, C>(item, frame);
+        self.items.send_with(|frame| write(frame).map_err(|e| unwritable(&e))).await
     }
 
     /// Sends one item if there is room for it now.
@@ -78,7 +81,9 @@ impl<T, C: Encode<T>> Sink<T, C> {
     ///
     /// [`TrySendError::Full`] when there is none, and as [`Sink::send`].
     pub fn try_send(&mut self, item: &T) -> Result<(), TrySendError> {
-        self.items.try_send_with(|frame| C::encode(item, frame).map_err(|e| unwritable(&e)))
+        let form = self.form;
+        let write = |frame: &mut Vec<u8>| form.encode::<T, C>(item, frame);
+        self.items.try_send_with(|frame| write(frame).map_err(|e| unwritable(&e)))
     }
 }
 
@@ -86,6 +91,7 @@ impl<T, C: Encode<T>> Sink<T, C> {
 #[derive(Debug)]
 pub struct Source<T, C> {
     items: ItemSource,
+    form: Form,
     types: PhantomData<fn(C) -> T>,
 }
 
@@ -104,7 +110,7 @@ impl<T, C: Decode<T>> Source<T, C> {
         self.items
             .next_bytes()
             .await?
-            .map(|item| C::decode(item).map_err(|e| unreadable(&e)))
+            .map(|item| self.form.decode::<T, C>(item).map_err(|e| unreadable(&e)))
             .transpose()
     }
 }
@@ -113,9 +119,10 @@ impl<T, C: Decode<T>> Stream for Source<T, C> {
     type Item = Result<T, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let taken = self.get_mut().items.poll_next(cx);
+        let this = self.get_mut();
+        let taken = this.items.poll_next(cx);
         taken.map(|item| match item {
-            Ok(item) => item.map(|item| C::decode(item).map_err(|e| unreadable(&e))),
+            Ok(item) => item.map(|item| this.form.decode::<T, C>(item).map_err(|e| unreadable(&e))),
             Err(status) => Some(Err(status)),
         })
     }
@@ -129,9 +136,9 @@ fn unwritable(error: &CodecError) -> Status {
     Status::internal(format!("the reply cannot be written: {error}"))
 }
 
-fn written<T, C: Encode<T>>(reply: &T) -> Result<Payload, Status> {
+fn written<T, C: Encode<T>>(reply: &T, form: Form) -> Result<Payload, Status> {
     let mut bytes = Payload::buffer();
-    C::encode(reply, &mut bytes).map_err(|e| unwritable(&e))?;
+    form.encode::<T, C>(reply, &mut bytes).map_err(|e| unwritable(&e))?;
     Ok(bytes.into())
 }
 
@@ -203,8 +210,9 @@ impl Builder {
 
 /// Adds a route whose handler makes its future of the request at once.
 macro_rules! route {
-    ($builder:ident, $method:ident, |$request:ident| $begun:expr, $ended:expr) => {{
+    ($builder:ident, $method:ident, |$request:ident| $begun:expr, |$form:ident| $ended:expr) => {{
         let handle = move |$request: Request| {
+            let $form = $request.form;
             let begun = $begun;
             async move {
                 match begun {
@@ -214,7 +222,7 @@ macro_rules! route {
             }
         };
         let handler = Handler::Async(Box::new(AsyncFn::new(handle)));
-        $builder.add($method.kind(), $method.name(), $method.shape(), handler)
+        $builder.add($method.kind(), $method.name(), $method.shape(), C::NAME, handler)
     }};
 }
 
@@ -222,7 +230,7 @@ impl<Q, R, C, H, Fut> Route<H> for Unary<Q, R, C>
 where
     Q: 'static,
     R: 'static,
-    C: Decode<Q> + Encode<R> + 'static,
+    C: Codec + Decode<Q> + Encode<R>,
     H: Fn(Call, Q) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<R, Status>> + Send + 'static,
 {
@@ -231,7 +239,7 @@ where
             builder,
             self,
             |request| taken::<Q, C>(request).map(|(call, asked)| handler(call, asked)),
-            |reply| written::<R, C>(&reply)
+            |form| move |reply| written::<R, C>(&reply, form)
         )
     }
 }
@@ -239,7 +247,7 @@ where
 impl<Q, C, H, Fut> Route<H> for OneWay<Q, C>
 where
     Q: 'static,
-    C: Decode<Q> + 'static,
+    C: Codec + Decode<Q>,
     H: Fn(Call, Q) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<(), Status>> + Send + 'static,
 {
@@ -248,7 +256,7 @@ where
             builder,
             self,
             |request| taken::<Q, C>(request).map(|(call, message)| handler(call, message)),
-            |()| Ok(Payload::empty())
+            |_form| |()| Ok(Payload::empty())
         )
     }
 }
@@ -257,7 +265,7 @@ impl<Q, R, C, H, Fut> Route<H> for ServerStream<Q, R, C>
 where
     Q: 'static,
     R: 'static,
-    C: Decode<Q> + Encode<R> + 'static,
+    C: Codec + Decode<Q> + Encode<R>,
     H: Fn(Call, Q, Sink<R, C>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<(), Status>> + Send + 'static,
 {
@@ -269,7 +277,7 @@ where
                 let sink = sink(&request);
                 taken::<Q, C>(request).and_then(|(call, asked)| Ok(handler(call, asked, sink?)))
             },
-            |()| Ok(Payload::empty())
+            |_form| |()| Ok(Payload::empty())
         )
     }
 }
@@ -278,7 +286,7 @@ impl<Q, R, C, H, Fut> Route<H> for ClientStream<Q, R, C>
 where
     Q: 'static,
     R: 'static,
-    C: Decode<Q> + Encode<R> + 'static,
+    C: Codec + Decode<Q> + Encode<R>,
     H: Fn(Call, Source<Q, C>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<R, Status>> + Send + 'static,
 {
@@ -287,7 +295,7 @@ where
             builder,
             self,
             |request| source(&request).map(|items| handler(Call::of(request), items)),
-            |reply| written::<R, C>(&reply)
+            |form| move |reply| written::<R, C>(&reply, form)
         )
     }
 }
@@ -296,7 +304,7 @@ impl<Q, R, C, H, Fut> Route<H> for Duplex<Q, R, C>
 where
     Q: 'static,
     R: 'static,
-    C: Decode<Q> + Encode<R> + 'static,
+    C: Codec + Decode<Q> + Encode<R>,
     H: Fn(Call, Source<Q, C>, Sink<R, C>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<(), Status>> + Send + 'static,
 {
@@ -308,7 +316,7 @@ where
                 let sink = sink(&request)?;
                 Ok(handler(Call::of(request), items, sink))
             }),
-            |()| Ok(Payload::empty())
+            |_form| |()| Ok(Payload::empty())
         )
     }
 }
@@ -335,48 +343,49 @@ impl<Q, R, C, H> Route<Inline<H>> for Unary<Q, R, C>
 where
     Q: 'static,
     R: 'static,
-    C: Decode<Q> + Encode<R> + 'static,
+    C: Codec + Decode<Q> + Encode<R> + 'static,
     H: Fn(&InlineCall<'_>, Q) -> Result<R, Status> + Send + Sync + 'static,
 {
     fn add_to(self, builder: Builder, Inline(handler): Inline<H>) -> Builder {
         let handle = move |call: &InlineCall<'_>, payload, reply: &mut Vec<u8>| {
-            let asked = C::decode(payload).map_err(|e| unreadable(&e))?;
-            C::encode(&handler(call, asked)?, reply).map_err(|e| unwritable(&e))
+            let asked = call.form.decode::<Q, C>(payload).map_err(|e| unreadable(&e))?;
+            let answer = handler(call, asked)?;
+            call.form.encode::<R, C>(&answer, reply).map_err(|e| unwritable(&e))
         };
         let handler = Handler::Typed(Box::new(handle));
-        builder.add(self.kind(), self.name(), self.shape(), handler)
+        builder.add(self.kind(), self.name(), self.shape(), C::NAME, handler)
     }
 }
 
 impl<Q, C, H> Route<Inline<H>> for OneWay<Q, C>
 where
     Q: 'static,
-    C: Decode<Q> + 'static,
+    C: Codec + Decode<Q> + 'static,
     H: Fn(&InlineCall<'_>, Q) -> Result<(), Status> + Send + Sync + 'static,
 {
     fn add_to(self, builder: Builder, Inline(handler): Inline<H>) -> Builder {
         let handle = move |call: &InlineCall<'_>, payload, _: &mut Vec<u8>| {
-            handler(call, C::decode(payload).map_err(|e| unreadable(&e))?)
+            handler(call, call.form.decode::<Q, C>(payload).map_err(|e| unreadable(&e))?)
         };
         let handler = Handler::Typed(Box::new(handle));
-        builder.add(self.kind(), self.name(), self.shape(), handler)
+        builder.add(self.kind(), self.name(), self.shape(), C::NAME, handler)
     }
 }
 
 fn taken<Q, C: Decode<Q>>(mut request: Request) -> Result<(Call, Q), Status> {
     let payload = std::mem::replace(&mut request.payload, Payload::empty());
-    let asked = C::decode(payload).map_err(|e| unreadable(&e))?;
+    let asked = request.form.decode::<Q, C>(payload).map_err(|e| unreadable(&e))?;
     Ok((Call::of(request), asked))
 }
 
 fn sink<T, C>(request: &Request) -> Result<Sink<T, C>, Status> {
     let items = request.sink().ok_or_else(no_stream)?;
-    Ok(Sink { items, types: PhantomData })
+    Ok(Sink { items, form: request.form, types: PhantomData })
 }
 
 fn source<T, C>(request: &Request) -> Result<Source<T, C>, Status> {
     let items = request.source().ok_or_else(no_stream)?;
-    Ok(Source { items, types: PhantomData })
+    Ok(Source { items, form: request.form, types: PhantomData })
 }
 
 fn no_stream() -> Status {

@@ -32,6 +32,7 @@ const TABLE: &[Row] = &[
             "hdrhistogram",
             "postcard",
             "rustix",
+            "schemars",
             "serde",
             "serde_json",
             "serde_path_to_error",

@@ -1,0 +1,186 @@
+//! `lapwing call`.
+
+mod print;
+mod request;
+
+use std::sync::mpsc;
+use std::thread;
+
+use lapwing::blocking::{IpcClient, ItemSender};
+use lapwing::methods::Shape;
+use lapwing::{
+    CallError, CallOptions, ClientStream, Duplex, OneWay, Payload, Raw, ServerStream, Unary,
+};
+
+use self::print::{Layout, print};
+use self::request::{Form, Items, Source};
+use crate::args::Endpoint;
+use crate::exit::CallFailed;
+use crate::method;
+
+/// Call one method and print its reply.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "EXAMPLES:
+  lapwing call fs.list
+  lapwing call fs.list '{\"path\": \"src\", \"recursive\": false}'
+  lapwing call fs.read '{\"path\": \"README.md\"}' | jq -r .content
+  lapwing call fs.search @query.json
+  lapwing call fs.search.stream '{\"pattern\": \"TODO\"}' | head
+  echo '{\"pattern\": \"TODO\"}' | lapwing call 0x0310 -
+  seq 10 | lapwing call numbers.sum --name calculator
+
+Requests and replies are JSON here, whatever the method's codec; `lapwing describe METHOD` says what it
+takes. Only a method of codec raw has no JSON: it takes and gives its bytes as they are.
+
+A method that takes a stream is sent each line of its input as an item, while they come and at the
+server's pace; the end of the input ends that stream. One that answers with a stream prints each item on
+a line as it comes. A reply that is JSON is indented on a terminal and one line elsewhere; other replies
+are printed as they are. When the server answers with an error, the exit code is 5.")]
+pub(crate) struct Args {
+    /// A name that `lapwing describe` lists, or a number such as 0x0310.
+    #[arg(value_name = "METHOD")]
+    method: String,
+    /// The request: JSON, @FILE to read it from a file, or - for standard input. Without it the
+    /// request is empty, and a method that takes a stream reads its items from standard input.
+    #[arg(value_name = "JSON|@FILE|-", allow_hyphen_values = true)]
+    request: Option<String>,
+    #[command(flatten)]
+    endpoint: Endpoint,
+    /// Send the request and wait for no reply.
+    #[arg(long)]
+    one_way: bool,
+    /// Send the request as it is, JSON or not, in the method's own codec.
+    #[arg(long)]
+    raw: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let source = Source::of(args.request.as_deref());
+    let client = IpcClient::connect(args.endpoint.path()?)?;
+    let found = method::find(&client, &args.method)?;
+    let codec = found.as_ref().and_then(|found| found.codec());
+    let form = match codec {
+        _ if args.raw => Form::Bytes,
+        Some("raw") => Form::Bytes,
+        _ => Form::Json,
+    };
+    let call = Call {
+        name: &args.method,
+        // In a method of codec JSON nothing has to be said, nor to a server that says nothing itself.
+        options: CallOptions::default()
+            .json(form == Form::Json && codec.is_some_and(|codec| codec != "json")),
+        kind: match &found {
+            Some(found) => found.method.kind,
+            None => method::number(&args.method).unwrap_or_default(),
+        },
+        client: &client,
+    };
+    match found.map_or(Shape::Unary, |found| found.method.shape) {
+        _ if args.one_way => call.one_way(&source.whole(form)?),
+        Shape::OneWay => call.one_way(&source.whole(form)?),
+        Shape::Unary => call.unary(&source.whole(form)?),
+        Shape::ServerStream => call.server_stream(&source.whole(form)?),
+        Shape::ClientStream => call.client_stream(call.items(source, form)?),
+        Shape::Duplex => call.duplex(call.items(source, form)?),
+    }?;
+    client.disconnect();
+    Ok(())
+}
+
+/// A call that is to be made.
+struct Call<'a> {
+    client: &'a IpcClient,
+    kind: u16,
+    name: &'a str,
+    options: CallOptions,
+}
+
+impl Call<'_> {
+    fn failed(&self, source: CallError) -> CallFailed {
+        CallFailed { method: self.name.to_owned(), source }
+    }
+
+    fn items(&self, source: Source, form: Form) -> anyhow::Result<Items> {
+        source.items(form, self.client.agreement().request_bytes)
+    }
+
+    fn one_way(&self, message: &Vec<u8>) -> anyhow::Result<()> {
+        let method = OneWay::<Vec<u8>, Raw>::new(self.kind, "");
+        let sent = self.client.send_with(method, message, &self.options);
+        Ok(sent.map_err(|error| self.failed(error))?)
+    }
+
+    fn unary(&self, request: &Vec<u8>) -> anyhow::Result<()> {
+        let method = Unary::<Vec<u8>, Payload, Raw>::new(self.kind, "");
+        let reply = self.client.call_with(method, request, &self.options);
+        print(&reply.map_err(|error| self.failed(error))?, Layout::Indented)
+    }
+
+    fn server_stream(&self, request: &Vec<u8>) -> anyhow::Result<()> {
+        let method = ServerStream::<Vec<u8>, Payload, Raw>::new(self.kind, "");
+        let items = self.client.stream(method, request, &self.options);
+        self.print_each(items.map_err(|error| self.failed(error))?)
+    }
+
+    fn client_stream(&self, mut items: Items) -> anyhow::Result<()> {
+        let method = ClientStream::<Vec<u8>, Payload, Raw>::new(self.kind, "");
+        let upload = self.client.upload(method, &self.options);
+        let mut upload = upload.map_err(|error| self.failed(error))?;
+        while let Some(item) = items.next()? {
+            match upload.send(&item) {
+                Ok(()) => {}
+                // The server has answered already, and its reply says how.
+                Err(CallError::StreamEnded) => break,
+                Err(error) => return Err(self.failed(error).into()),
+            }
+        }
+        let reply = upload.finish().map_err(|error| self.failed(error))?;
+        print(&reply, Layout::Indented)
+    }
+
+    fn duplex(&self, items: Items) -> anyhow::Result<()> {
+        let method = Duplex::<Vec<u8>, Payload, Raw>::new(self.kind, "");
+        let halves = self.client.duplex(method, &self.options);
+        let (sender, replies) = halves.map_err(|error| self.failed(error))?;
+        let (told, ended) = mpsc::channel();
+        // It may wait for input when the stream of replies is over. Nobody waits for it then.
+        thread::spawn(move || send_each(sender, items, &told));
+        let printed = self.print_each(replies);
+        // Input that cannot be used ends the call: it, and not the call's end, is what went wrong.
+        match ended.try_recv() {
+            Ok(error) if !error.is::<CallError>() => Err(error),
+            _ => printed,
+        }
+    }
+
+    fn print_each(
+        &self,
+        items: impl Iterator<Item = Result<Payload, CallError>>,
+    ) -> anyhow::Result<()> {
+        for item in items {
+            print(&item.map_err(|error| self.failed(error))?, Layout::Line)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sends items while they come. What keeps it from that is told before the call is given up for it.
+fn send_each(
+    mut sender: ItemSender<Vec<u8>, Raw>,
+    mut items: Items,
+    told: &mpsc::Sender<anyhow::Error>,
+) {
+    let sent = (|| -> anyhow::Result<()> {
+        while let Some(item) = items.next()? {
+            sender.send(&item)?;
+        }
+        Ok(())
+    })();
+    match sent {
+        // A call that failed or ended says so itself, in its replies.
+        Ok(()) => drop(sender.finish()),
+        Err(error) => {
+            let _ = told.send(error);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Where a request comes from: the command line, a file, standard input.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+
+use crate::exit::InputError;
+use crate::json;
+
+/// The longest request that is read, in bytes: no server can be set to take a longer one.
+const REQUEST_BYTES_MAX: u64 = 1 << 30;
+
+/// What a request must be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// One JSON value.
+    Json,
+    /// Anything.
+    Bytes,
+}
+
+/// What the command line says the request is.
+pub(super) enum Source {
+    Nothing,
+    StandardInput,
+    File(String),
+    Text(String),
+}
+
+impl Source {
+    pub(super) fn of(request: Option<&str>) -> Source {
+        match request {
+            None => Source::Nothing,
+            Some("-") => Source::StandardInput,
+            Some(text) => match text.strip_prefix('@') {
+                Some(file) => Source::File(file.to_owned()),
+                None => Source::Text(text.to_owned()),
+            },
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Source::Nothing | Source::StandardInput => "standard input",
+            Source::File(file) => file,
+            Source::Text(_) => "the request",
+        }
+    }
+
+    /// All of it as one request.
+    pub(super) fn whole(&self, form: Form) -> Result<Vec<u8>, InputError> {
+        let bytes = match self {
+            Source::Nothing => return Ok(Vec::new()),
+            Source::StandardInput => read(io::stdin().lock()),
+            Source::File(file) => File::open(file).and_then(read),
+            Source::Text(text) => Ok(text.as_bytes().to_vec()),
+        };
+        let bytes = bytes.map_err(|error| unreadable(self.name(), &error))?;
+        if form == Form::Json && !bytes.is_empty() {
+            json::check(&bytes).map_err(|error| {
+                let source = self.name();
+                InputError(format!("{source} is not JSON: {error}; mend it, or send it with --raw"))
+            })?;
+        }
+        Ok(bytes)
+    }
+
+    /// Each line of it as an item of at most `bytes_max` bytes. Without a source that is standard input.
+    pub(super) fn items(self, form: Form, bytes_max: usize) -> anyhow::Result<Items> {
+        let name = self.name().to_owned();
+        let lines: Box<dyn BufRead + Send> = match self {
+            Source::Nothing | Source::StandardInput => Box::new(BufReader::new(io::stdin())),
+            Source::File(file) => {
+                let opened = File::open(&file).map_err(|error| unreadable(&file, &error))?;
+                Box::new(BufReader::new(opened))
+            }
+            Source::Text(text) => Box::new(Cursor::new(text.into_bytes())),
+        };
+        Ok(Items { lines, name, form, bytes_max, line: 0 })
+    }
+}
+
+fn unreadable(source: &str, error: &io::Error) -> InputError {
+    InputError(format!("cannot read {source}: {error}"))
+}
+
+fn read(source: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    source.take(REQUEST_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > REQUEST_BYTES_MAX {
+        return Err(io::Error::other("it is longer than 1 GiB, which no server takes"));
+    }
+    Ok(bytes)
+}
+
+/// The lines of a source, as the items of a request. Blank ones are none where items are JSON.
+pub(super) struct Items {
+    lines: Box<dyn BufRead + Send>,
+    name: String,
+    form: Form,
+    bytes_max: usize,
+    /// How many lines were read.
+    line: u64,
+}
+
+impl Items {
+    /// The next item, or `None` after the last.
+    pub(super) fn next(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+        loop {
+            let Some(item) = self.next_line()? else { return Ok(None) };
+            if self.form == Form::Bytes {
+                return Ok(Some(item));
+            }
+            if item.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            json::check(&item).map_err(|error| self.not_json(&error))?;
+            return Ok(Some(item));
+        }
+    }
+
+    fn next_line(&mut self) -> Result<Option<Vec<u8>>, InputError> {
+        let mut line = Vec::new();
+        // With its end a line may be two bytes longer than what is sent of it.
+        let limit = self.bytes_max as u64 + 2;
+        let mut limited = (&mut self.lines).take(limit + 1);
+        let read = limited.read_until(b'\n', &mut line);
+        let read = read.map_err(|error| unreadable(&self.name, &error))?;
+        if read == 0 {
+            return Ok(None);
+        }
+        self.line += 1;
+        if line.ends_with(b"\n") {
+            line.pop();
+            if line.ends_with(b"\r") {
+                line.pop();
+            }
+        }
+        if line.len() > self.bytes_max {
+            let (line, name, max) = (self.line, &self.name, self.bytes_max);
+            let message =
+                format!("line {line} of {name} is longer than this connection takes ({max} bytes)");
+            return Err(InputError(message));
+        }
+        Ok(Some(line))
+    }
+
+    /// The fault's place in the line; the line itself is the input's.
+    fn not_json(&self, error: &serde_json::Error) -> InputError {
+        let (line, name, column) = (self.line, &self.name, error.column());
+        let what = error.to_string();
+        let place = format!(" at line {} column {column}", error.line());
+        let what = what.strip_suffix(&place).unwrap_or(&what);
+        InputError(format!(
+            "line {line} of {name} is not JSON: {what} at column {column}; each line is one item"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn items(text: &str, form: Form, bytes_max: usize) -> Items {
+        Source::of(Some(text)).items(form, bytes_max).unwrap()
+    }
+
+    #[test]
+    fn lines_are_items_and_blank_ones_are_none() {
+        let mut json = items("1\n\n {\"a\": 2} \r\n\"three\"", Form::Json, 100);
+        let mut next = || json.next().unwrap().map(|item| String::from_utf8(item).unwrap());
+        assert_eq!(next().as_deref(), Some("1"));
+        assert_eq!(next().as_deref(), Some(" {\"a\": 2} "));
+        assert_eq!(next().as_deref(), Some("\"three\""));
+        assert_eq!(next(), None);
+        let mut bytes = items("a\n\nb\n", Form::Bytes, 100);
+        let all: Vec<_> = std::iter::from_fn(|| bytes.next().unwrap()).collect();
+        assert_eq!(all, [b"a".to_vec(), b"".to_vec(), b"b".to_vec()]);
+    }
+
+    #[test]
+    fn line_that_is_not_json_is_told_by_line_and_column() {
+        let mut items = items("1\n\n{\"a\": x}\n", Form::Json, 100);
+        items.next().unwrap();
+        assert_eq!(
+            items.next().unwrap_err().to_string(),
+            "line 3 of the request is not JSON: expected value at column 7; each line is one item"
+        );
+    }
+
+    #[test]
+    fn line_longer_than_the_connection_takes_is_refused_and_one_as_long_is_not() {
+        let mut lines = items("12345678\r\n12345678\n123456789\n1", Form::Json, 8);
+        assert_eq!(lines.next().unwrap().unwrap(), b"12345678");
+        assert_eq!(lines.next().unwrap().unwrap(), b"12345678");
+        let error = lines.next().unwrap_err().to_string();
+        assert_eq!(error, "line 3 of the request is longer than this connection takes (8 bytes)");
+        // What comes of one that never ends is bounded, too.
+        let endless = Box::new(BufReader::new(io::repeat(b'1')));
+        let mut endless = Items { lines: endless, ..items("", Form::Bytes, 1 << 20) };
+        assert!(endless.next().unwrap_err().to_string().contains("line 1 of"));
+    }
+}

@@ -1,0 +1,114 @@
+//! Which method of a server is meant, and what the server says of it.
+
+use anyhow::bail;
+use lapwing::blocking::IpcClient;
+use lapwing::methods::{Method, MethodDetails, Shape};
+use lapwing::{CallError, Code};
+
+use crate::exit::InputError;
+
+/// A method of a server.
+pub(crate) struct Found {
+    pub(crate) method: Method,
+    /// What only DescribeMethod says, where the server has that.
+    pub(crate) details: Option<MethodDetails>,
+    /// Whether the server is too old to have it.
+    pub(crate) older_server: bool,
+}
+
+impl Found {
+    /// Its codec's name, where the server says it.
+    pub(crate) fn codec(&self) -> Option<&str> {
+        self.details.as_ref().map(|details| details.codec.as_str())
+    }
+
+    /// A method of a server that is known to say no more.
+    pub(crate) fn undescribed(method: Method) -> Found {
+        Found { method, details: None, older_server: true }
+    }
+}
+
+/// The method that is called so, by name or number. `None`: the server lists no method of this number; it may
+/// have it.
+pub(crate) fn find(client: &IpcClient, wanted: &str) -> anyhow::Result<Option<Found>> {
+    let Some(kind) = number(wanted) else {
+        return Ok(Some(detailed(client, by_name(client, wanted)?)?));
+    };
+    if kind < 0x0100 {
+        return Err(CallError::BadKind(kind).into());
+    }
+    let listed = match client.describe() {
+        Ok(methods) => methods.into_iter().find(|method| method.kind == kind),
+        // A server that does not describe itself may still have it.
+        Err(CallError::Status(_)) => None,
+        Err(error) => return Err(error.into()),
+    };
+    listed.map(|method| detailed(client, method)).transpose()
+}
+
+/// A method with what the server says of it.
+pub(crate) fn detailed(client: &IpcClient, method: Method) -> anyhow::Result<Found> {
+    let details = match client.describe_method(method.kind) {
+        Ok(details) => Some(details),
+        Err(CallError::Status(status)) => match status.code {
+            Code::Unimplemented => return Ok(Found::undescribed(method)),
+            // Gone since it was listed, or the answer is longer than the connection takes.
+            Code::NotFound | Code::ResourceExhausted => None,
+            _ => return Err(CallError::Status(status).into()),
+        },
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Found { method, details, older_server: false })
+}
+
+fn by_name(client: &IpcClient, name: &str) -> anyhow::Result<Method> {
+    let mut methods = client.describe()?;
+    let Some(at) = methods.iter().position(|method| method.name == name) else {
+        let mut names: Vec<_> = methods.into_iter().map(|method| method.name).collect();
+        names.sort_unstable();
+        names.truncate(20);
+        let known = match names.is_empty() {
+            true => "it has none".to_owned(),
+            false => format!("it has {}", names.join(", ")),
+        };
+        bail!(InputError(format!("the server has no method '{name}'; {known}")));
+    };
+    Ok(methods.swap_remove(at))
+}
+
+/// The method as a number, if that is how it was given.
+pub(crate) fn number(method: &str) -> Option<u16> {
+    let (digits, radix) = match method.strip_prefix("0x").or_else(|| method.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None => (method, 10),
+    };
+    // A sign, which the parser would take, makes it a name.
+    let plain = digits.chars().all(|digit| digit.is_digit(radix));
+    u16::from_str_radix(digits, radix).ok().filter(|_| plain)
+}
+
+/// A shape as it is printed.
+pub(crate) fn shape_name(shape: Shape) -> &'static str {
+    match shape {
+        Shape::Unary => "unary",
+        Shape::OneWay => "one-way",
+        Shape::ServerStream => "server-stream",
+        Shape::ClientStream => "client-stream",
+        Shape::Duplex => "duplex",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_are_numbers_in_hexadecimal_or_decimal_and_names_otherwise() {
+        assert_eq!(number("0x0310"), Some(0x310));
+        assert_eq!(number("0XFFFF"), Some(0xFFFF));
+        assert_eq!(number("784"), Some(784));
+        for name in ["fs.search", "0x", "0x10000", "65536", "-1", "", "+784", "0x+1f"] {
+            assert_eq!(number(name), None, "{name}");
+        }
+    }
+}
