@@ -20,10 +20,19 @@ impl Features {
     /// Bulk memory, for payloads that are too long for a ring. Of no effect on a connection on the socket.
     pub const BULK: Features = Features(1);
 
+    /// Payloads compressed with zstd, in frames of methods.
+    pub const COMPRESSION: Features = Features(2);
+
     /// What both sides have.
     #[must_use]
     pub const fn common(self, other: Features) -> Features {
         Features(self.0 & other.0)
+    }
+
+    /// The features of either.
+    #[must_use]
+    pub const fn union(self, other: Features) -> Features {
+        Features(self.0 | other.0)
     }
 
     /// Whether every feature of `other` is there.

@@ -26,6 +26,7 @@ extern crate std;
 mod bulk;
 mod call_table;
 mod checksum;
+mod compression;
 mod credit;
 mod describe;
 mod extension;
@@ -44,6 +45,7 @@ mod wire_error;
 pub use bulk::{SegmentAnnounced, SegmentRetired};
 pub use call_table::{CallTable, Full, Lookup};
 pub use checksum::{CHECKSUM_RANGE, Checksum, ChecksumSet};
+pub use compression::{CompressionError, expanded_length};
 pub use credit::{Credit, CreditError, ReceiveCredit, SendCredit};
 pub use describe::{Description, MethodDescription, MethodShape};
 pub use extension::{
