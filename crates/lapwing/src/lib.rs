@@ -40,6 +40,7 @@ pub mod blocking;
 mod bulk;
 mod client;
 mod codec;
+mod compression;
 mod control;
 mod endpoint;
 pub mod error;
@@ -60,6 +61,11 @@ pub use client::{
     ItemSender, ItemStream, Transport, Upload, WhenFull,
 };
 pub use codec::{Codec, CodecError, Decode, Encode, Json, Postcard, Raw};
+#[cfg(feature = "compression")]
+pub use compression::Compression;
+#[doc(hidden)]
+#[cfg(feature = "hostile")]
+pub use compression::expand_payload;
 pub use endpoint::endpoint_path;
 pub use error::{
     BindError, CallError, Code, ConnectError, Delivered, EndReason, EndpointError, Status,

@@ -28,6 +28,7 @@ use lapwing_shm::{Doorbell, OwnBlock, Sleeper, Spin, Spinner, has_kept_buffers, 
 use super::stats::Counters;
 use super::streams::{Owed, StreamCall};
 use crate::bulk::{BulkIn, Reserved};
+use crate::compression::{has_contexts, sweep_contexts};
 use crate::error::{CallError, Delivered, EndReason};
 use crate::handshake::plain;
 use crate::link::{
@@ -389,6 +390,7 @@ impl Core {
     /// Whether there is bulk memory that should be swept in a while.
     pub(crate) fn has_bulk(&self) -> bool {
         has_kept_buffers()
+            || has_contexts()
             || self.bulk.as_ref().is_some_and(|bulk| bulk.is_in_use())
             || lock(&self.outbox).sending.has_bulk()
     }
@@ -399,6 +401,7 @@ impl Core {
             bulk.sweep();
         }
         sweep_buffers();
+        sweep_contexts();
         self.outbox().sending.sweep()
     }
 
@@ -850,6 +853,9 @@ impl Core {
 
     #[cold]
     fn handle_connection_frame(&self, header: &Header, frame: &[u8]) -> Result<(), Broken> {
+        if header.flags.intersects(UNSUPPORTED) {
+            return Err(misbehaved(WireError::BadFlags, "a flag that was not agreed on"));
+        }
         if header.kind == Kind::CREDIT && header.flags.is_one_way() {
             return self.deliver_credit(header, frame);
         }

@@ -28,6 +28,7 @@ use super::{Phase, Shared};
 use crate::ambient::Ambient;
 use crate::bulk::{BulkIn, Long, Reserved};
 use crate::client::{LINGER, lock};
+use crate::compression::{has_contexts, sweep_contexts};
 use crate::link::{
     Broken, Carried, Link, Receiving, SendError, Sending, call_header, connection_header,
     misbehaved, take_extensions,
@@ -37,6 +38,10 @@ use crate::waking::{Bells, until, yield_to_others};
 
 /// Frames handled in one turn, at most.
 const FRAMES_PER_TURN: usize = 64;
+
+/// A frame counts as one more for each of these bytes of payload, expanded, so that a turn does not last long
+/// because a few bytes in a ring expand to many.
+const BYTES_OF_A_FRAME: usize = 64 * 1024;
 
 /// Turns before other tasks of the runtime get theirs.
 const TURNS: usize = 16;
@@ -329,6 +334,7 @@ impl Connection {
             Some(at) if Instant::now() >= at => {
                 bulk.inspect(|bulk| bulk.sweep());
                 sweep_buffers();
+                sweep_contexts();
                 lock(&self.out.outbox).sending.sweep()?;
                 self.sweep_at = None;
             }
@@ -336,6 +342,7 @@ impl Connection {
             None => {}
         }
         if has_kept_buffers()
+            || has_contexts()
             || bulk.is_some_and(|bulk| bulk.is_in_use())
             || lock(&self.out.outbox).sending.has_bulk()
         {
@@ -384,7 +391,8 @@ impl Connection {
     /// Handles what is here, up to a turn's worth, and looks at the peer's bell once.
     fn handle_frames(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Result<Progress, Broken> {
         let mut progress = Progress::Nothing;
-        for _ in 0..FRAMES_PER_TURN {
+        let mut left = FRAMES_PER_TURN;
+        while left > 0 {
             if self.calls.len() >= self.calls_in_flight && self.is_saturated() {
                 progress = Progress::Saturated;
                 break;
@@ -396,6 +404,7 @@ impl Connection {
             let Some(header) = next else {
                 break;
             };
+            left = left.saturating_sub(1 + header.length as usize / BYTES_OF_A_FRAME);
             progress = Progress::Frames;
             if header.flags.contains(Flags::PRIORITY) && self.ahead.is_none() {
                 self.ahead = Some(Box::default());

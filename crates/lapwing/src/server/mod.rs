@@ -34,6 +34,7 @@ use self::stats::Totals;
 pub use self::typed::{Call, Route, Sink, Source};
 use crate::bulk::Account;
 use crate::client::{FrameChecksum, checksum_set, lock, program_name};
+use crate::compression::Compression;
 use crate::endpoint::{Listener, endpoint_path};
 use crate::error::BindError;
 use crate::payload::Payload;
@@ -127,6 +128,7 @@ pub struct Builder {
     spin: Spin,
     checksum: FrameChecksum,
     shared_memory: bool,
+    compression: Compression,
     in_place: Option<CooperativePeers>,
     program: String,
 }
@@ -214,6 +216,7 @@ impl IpcServer {
             spin: Spin::default(),
             checksum: FrameChecksum::default(),
             shared_memory: true,
+            compression: Compression::default(),
             in_place: None,
             program: program_name(),
         }
@@ -340,6 +343,15 @@ impl Builder {
         self
     }
 
+    /// Whether payloads are compressed, where a client wants it, too. Default: over the socket. With the cargo
+    /// feature `compression`.
+    #[cfg(feature = "compression")]
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Builder {
+        self.compression = compression;
+        self
+    }
+
     /// Lends requests in clients' bulk memory to handlers in place, instead of copying them out.
     ///
     /// # Examples
@@ -383,12 +395,14 @@ impl Builder {
             Some(listener) => listener,
             None => Listener::bind(&endpoint_path(&self.program).map_err(BindError::from)?)?,
         };
+        let bulk = if self.limits.bulk_bytes > 0 { Features::BULK } else { Features::NONE };
         let offer = ServerOffer {
             limits: LimitsGranted { message_bytes, calls_in_flight },
             checksums: checksum_set(self.checksum),
             shared_memory: self.shared_memory.then_some(self.limits.ring_bytes),
             program: crate::handshake::plain(&self.program),
-            features: if self.limits.bulk_bytes > 0 { Features::BULK } else { Features::NONE },
+            features: bulk.union(self.compression.wanted(false)),
+            socket_features: self.compression.wanted(true),
             ..ServerOffer::default()
         };
         let path = listener.path().to_owned();
