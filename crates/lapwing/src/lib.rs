@@ -70,7 +70,7 @@ pub use endpoint::endpoint_path;
 pub use error::{
     BindError, CallError, Code, ConnectError, Delivered, EndReason, EndpointError, Status,
 };
-pub use lapwing_proto::TraceContext;
+pub use lapwing_proto::{TraceContext, TraceParentError};
 pub use lapwing_shm::{CooperativePeers, Spin};
 pub use link::Metadata;
 pub use method::{ClientStream, Duplex, Method, OneWay, ServerStream, Unary, shape};

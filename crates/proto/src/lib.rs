@@ -40,6 +40,7 @@ pub mod limits;
 mod message;
 mod negotiate;
 mod status;
+mod trace;
 mod wire_error;
 
 pub use bulk::{SegmentAnnounced, SegmentRetired};
@@ -61,4 +62,5 @@ pub use kind::Kind;
 pub use message::MessageError;
 pub use negotiate::ServerOffer;
 pub use status::{Code, Status};
+pub use trace::TraceParentError;
 pub use wire_error::{PeerMisbehaved, WireError};
