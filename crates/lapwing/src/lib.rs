@@ -7,6 +7,8 @@
 //! - [`IpcServer`]: routes by kind, inline and async handlers, policy, limits, orderly shutdown.
 //! - [`IpcClient`]: calls, one-way messages, statistics, state, orderly disconnect, for tokio.
 //! - [`blocking::IpcClient`]: the same without a runtime.
+//! - Spans for `tracing`, target `lapwing::calls`, level DEBUG: `lapwing.call` and `lapwing.serve`, with a
+//!   [`TraceContext`] where the call belongs to a trace.
 //! - [`floor`]: what the machine itself costs, to compare with.
 //!
 //! # Examples
@@ -53,6 +55,7 @@ mod payload;
 mod peer;
 mod platform;
 mod server;
+mod spans;
 mod waking;
 
 pub use bulk::Reserved;

@@ -19,8 +19,8 @@ use lapwing_shm::{Poller, Spin};
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
 use crate::bulk::Reserved;
 use crate::client::{
-    Core, Inbox, LINGER, Outcome, Outgoing, Room, StartError, Started, WhenFull, at_once, lock,
-    state_of,
+    Core, Inbox, LINGER, Outcome, Outgoing, Room, StartError, Started, Travel, WhenFull, at_once,
+    lock, state_of,
 };
 use crate::control::ControlSocket;
 use crate::endpoint;
@@ -28,6 +28,7 @@ use crate::error::{CallError, ConnectError};
 use crate::handshake::ClientHello;
 use crate::link::Broken;
 use crate::payload::Payload;
+use crate::spans::{self, CallSpan, observe};
 use crate::{ClientOptions, ClientStats, ConnectionState, methods, platform};
 
 /// A connection to a server, for threads. Clones are cheap and share the connection; every thread may
@@ -122,7 +123,7 @@ impl IpcClient {
     /// [`CallError`]; [`CallError::Status`] is the server's own answer.
     pub fn call_raw(&self, kind: u16, payload: &[u8]) -> Result<Payload, CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        self.call_kind(kind, payload)
+        self.call_kind(kind, payload, "")
     }
 
     /// Sends bytes to the server's bytes route ([`methods::BYTES`]) and waits for its reply.
@@ -143,8 +144,9 @@ impl IpcClient {
     pub fn submit(&self, kind: u16, payload: &[u8]) -> Result<PendingCall<'_>, CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
         let out = Outgoing::plain(kind, payload);
+        let span = self.span(kind, "", None);
         let call = self.start(None, |core| core.start_call(out))?;
-        Ok(PendingCall { client: self, call: Some(call) })
+        Ok(PendingCall { client: self, call: Some(call), span })
     }
 
     /// Sends a message that has no reply. Waits while there is no room for it.
@@ -177,9 +179,10 @@ impl IpcClient {
         match request.into_parts() {
             Ok(block) => {
                 let block = Mutex::new(block);
-                self.call_out(Outgoing { block: Some(&block), ..Outgoing::plain(kind, &[]) })
+                let out = Outgoing { block: Some(&block), ..Outgoing::plain(kind, &[]) };
+                self.call_out(out, "")
             }
-            Err(bytes) => self.call_kind(kind, &bytes),
+            Err(bytes) => self.call_kind(kind, &bytes, ""),
         }
     }
 
@@ -190,7 +193,7 @@ impl IpcClient {
     /// As [`IpcClient::call_raw`].
     pub fn ping(&self) -> Result<Duration, CallError> {
         let begun = Instant::now();
-        self.call_kind(Kind::PING, &[])?;
+        self.call_kind(Kind::PING, &[], "")?;
         Ok(begun.elapsed())
     }
 
@@ -200,7 +203,7 @@ impl IpcClient {
     ///
     /// As [`IpcClient::call_raw`].
     pub fn describe(&self) -> Result<Vec<methods::Method>, CallError> {
-        let reply = self.call_kind(Kind::DESCRIBE, &[])?;
+        let reply = self.call_kind(Kind::DESCRIBE, &[], "")?;
         methods::from_description(Description::decode(&reply))
     }
 
@@ -258,12 +261,39 @@ impl IpcClient {
         Ok(())
     }
 
-    fn call_kind(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
-        self.call_out(Outgoing::plain(kind, payload))
+    fn call_kind(
+        &self,
+        kind: Kind,
+        payload: &[u8],
+        method: &'static str,
+    ) -> Result<Payload, CallError> {
+        self.call_out(Outgoing::plain(kind, payload), method)
     }
 
     #[inline]
-    fn call_out(&self, out: Outgoing<'_>) -> Result<Payload, CallError> {
+    fn call_out(&self, out: Outgoing<'_>, method: &'static str) -> Result<Payload, CallError> {
+        if spans::are_wanted() {
+            return self.call_observed(out, method);
+        }
+        self.call_now(out)
+    }
+
+    #[cold]
+    fn call_observed(&self, out: Outgoing<'_>, method: &'static str) -> Result<Payload, CallError> {
+        observe(self.span(out.kind, method, out.travel), || self.call_now(out))
+    }
+
+    fn span(
+        &self,
+        kind: Kind,
+        method: &'static str,
+        travel: Option<&Travel<'_>>,
+    ) -> Option<Box<CallSpan>> {
+        spans::calling(kind, method, self.shared.core.agreed.connection_id, travel)
+    }
+
+    #[inline]
+    fn call_now(&self, out: Outgoing<'_>) -> Result<Payload, CallError> {
         let deadline = out.travel.and_then(|travel| travel.deadline);
         let call = self.start(deadline, |core| core.start_call(out))?;
         self.collect(&call, deadline)
@@ -502,6 +532,7 @@ fn is_over(deadline: Option<Instant>) -> bool {
 pub struct PendingCall<'a> {
     client: &'a IpcClient,
     call: Option<Started>,
+    span: Option<Box<CallSpan>>,
 }
 
 impl PendingCall<'_> {
@@ -512,7 +543,8 @@ impl PendingCall<'_> {
     /// As [`IpcClient::call_raw`].
     pub fn collect(mut self) -> Result<Payload, CallError> {
         let call = self.call.take().expect("collected or dropped once");
-        self.client.collect(&call, None)
+        let span = self.span.take();
+        observe(span, || self.client.collect(&call, None))
     }
 }
 

@@ -14,6 +14,7 @@ use crate::codec::{Decode, Encode};
 use crate::error::CallError;
 use crate::method::{ClientStream, Duplex, OneWay, ServerStream, Unary};
 use crate::payload::Payload;
+use crate::spans::{CallSpan, code_of, observe};
 use crate::{CallOptions, WhenFull};
 
 impl IpcClient {
@@ -27,7 +28,7 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let (kind, payload) = written(method, request, "request")?;
-        read::<R, C>(method.name(), "reply", self.call_kind(kind, &payload)?)
+        read::<R, C>(method.name(), "reply", self.call_kind(kind, &payload, method.name())?)
     }
 
     /// Calls a method with a time limit, metadata or a trace.
@@ -47,7 +48,8 @@ impl IpcClient {
         let (kind, payload) = written(method, request, "request")?;
         let travel = options.travel();
         let travel = travel.as_ref();
-        let reply = self.call_out(Outgoing { travel, ..Outgoing::plain(kind, &payload) })?;
+        let out = Outgoing { travel, ..Outgoing::plain(kind, &payload) };
+        let reply = self.call_out(out, method.name())?;
         read::<R, C>(method.name(), "reply", reply)
     }
 
@@ -62,9 +64,12 @@ impl IpcClient {
     {
         let (kind, payload) = written(method, request, "request")?;
         let out = Outgoing::plain(kind, &payload);
-        let call = at_once(self.shared.core.start_call(out))?;
-        self.sent(None);
-        read::<R, C>(method.name(), "reply", self.collect(&call, None)?)
+        let reply = observe(self.span(kind, method.name(), None), || {
+            let call = at_once(self.shared.core.start_call(out))?;
+            self.sent(None);
+            self.collect(&call, None)
+        })?;
+        read::<R, C>(method.name(), "reply", reply)
     }
 
     /// Sends a message that has no reply. Waits while there is no room for it.
@@ -111,7 +116,7 @@ impl IpcClient {
     {
         let (kind, payload) = written(method, request, "request")?;
         let brings = Brings::Items { caller_sends: false };
-        let call = self.open(kind, &payload, brings, options)?;
+        let call = self.open(kind, &payload, brings, options, method.name())?;
         Ok(ItemStream::new(Arc::new(call), method.name()))
     }
 
@@ -126,7 +131,7 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Upload<Q, R, C>, CallError> {
         let brings = Brings::Items { caller_sends: true };
-        let call = self.open(kind_of(method), &[], brings, options)?;
+        let call = self.open(kind_of(method), &[], brings, options, method.name())?;
         let sender = ItemSender::new(Arc::new(call), method.name());
         Ok(Upload { sender, types: PhantomData })
     }
@@ -142,7 +147,7 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Halves<Q, R, C>, CallError> {
         let brings = Brings::Items { caller_sends: true };
-        let call = Arc::new(self.open(kind_of(method), &[], brings, options)?);
+        let call = Arc::new(self.open(kind_of(method), &[], brings, options, method.name())?);
         let sender = ItemSender::new(Arc::clone(&call), method.name());
         Ok((sender, ItemStream::new(call, method.name())))
     }
@@ -153,12 +158,18 @@ impl IpcClient {
         payload: &[u8],
         brings: Brings,
         options: &CallOptions,
+        method: &'static str,
     ) -> Result<OpenCall, CallError> {
         let travel = options.travel();
         let deadline = travel.as_ref().and_then(|travel| travel.deadline);
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
-        let call = self.start(deadline, |core| core.start(out, brings))?;
-        Ok(OpenCall { client: IpcClient { shared: Arc::clone(&self.shared) }, call, deadline })
+        let span = self.span(kind, method, travel.as_ref());
+        let started = self.start(deadline, |core| core.start(out, brings));
+        if let (Some(span), Err(_)) = (&span, &started) {
+            span.end(code_of(&started));
+        }
+        let client = IpcClient { shared: Arc::clone(&self.shared) };
+        Ok(OpenCall { client, call: started?, deadline, span })
     }
 }
 
@@ -171,9 +182,18 @@ struct OpenCall {
     client: IpcClient,
     call: Started,
     deadline: Option<Instant>,
+    span: Option<Box<CallSpan>>,
 }
 
 impl OpenCall {
+    /// How the call ended, for its span.
+    fn ended<T>(&self, how: Result<T, CallError>) -> Result<T, CallError> {
+        if let Some(span) = &self.span {
+            span.end(code_of(&how));
+        }
+        how
+    }
+
     fn shared(&self) -> &Shared {
         &self.client.shared
     }
@@ -259,14 +279,15 @@ impl<T, C: Decode<T>> Iterator for ItemStream<T, C> {
         match call.item() {
             Ok(Item::Here(item)) => Some(read::<T, C>(self.method, "item", item)),
             Ok(Item::Over(outcome)) => {
-                let ended = call.shared().core.conclude(outcome);
+                let ended = call.ended(call.shared().core.conclude(outcome));
                 self.call = None;
                 ended.err().map(Err)
             }
             Err(error) => {
+                let ended = call.ended(Err(error));
                 call.give_up();
                 self.call = None;
-                Some(Err(error))
+                Some(ended)
             }
         }
     }
@@ -383,11 +404,13 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
     ///
     /// As [`IpcClient::call`].
     pub fn finish(mut self) -> Result<R, CallError> {
-        self.sender.end()?;
+        let finished = self.sender.end();
         let call = &self.sender.call;
+        finished.or_else(|error| call.ended(Err(error)))?;
         loop {
-            if let Item::Over(outcome) = call.item()? {
-                let reply = call.shared().core.conclude(outcome)?;
+            let item = call.item().or_else(|error| call.ended(Err(error)))?;
+            if let Item::Over(outcome) = item {
+                let reply = call.ended(call.shared().core.conclude(outcome))?;
                 return read::<R, C>(self.sender.method, "reply", reply);
             }
             // Such a method has no stream of replies.

@@ -31,7 +31,7 @@ use tokio::io::Interest;
 use tokio::sync::Notify;
 
 pub(crate) use self::core::{
-    Brings, Core, Inbox, Outcome, Outgoing, Room, StartError, Started, lock,
+    Brings, Core, Inbox, Outcome, Outgoing, Room, StartError, Started, Travel, lock,
 };
 use self::driver::Driver;
 pub use self::options::{CallOptions, ClientOptions, FrameChecksum, Transport, WhenFull};
@@ -48,6 +48,7 @@ use crate::error::{CallError, ConnectError, EndReason};
 use crate::handshake::ClientHello;
 use crate::methods;
 use crate::payload::Payload;
+use crate::spans::{self, CallSpan, observed};
 use crate::waking::watch;
 
 /// How long nobody may look before the driver arms the sleep word.
@@ -177,7 +178,7 @@ impl IpcClient {
     /// server has said so.
     pub async fn call_raw(&self, kind: u16, payload: &[u8]) -> Result<Payload, CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        self.call_kind(kind, payload).await
+        self.call_kind(kind, payload, "").await
     }
 
     /// Sends bytes to the server's bytes route ([`methods::BYTES`]) and waits for its reply.
@@ -241,7 +242,8 @@ impl IpcClient {
         };
         let out =
             Outgoing { kind, payload: &payload, block: block.as_ref(), travel: travel.as_ref() };
-        within(deadline, self.call_now(out, false)).await
+        let span = self.span(kind, "", travel.as_ref());
+        observed(span, within(deadline, self.call_now(out, false))).await
     }
 
     /// Asks the connection itself for an answer, past every route; the time it took.
@@ -255,7 +257,7 @@ impl IpcClient {
     /// As [`IpcClient::call_raw`].
     pub async fn ping(&self) -> Result<Duration, CallError> {
         let begun = Instant::now();
-        self.call_kind(Kind::PING, &[]).await?;
+        self.call_kind(Kind::PING, &[], "").await?;
         Ok(begun.elapsed())
     }
 
@@ -269,7 +271,7 @@ impl IpcClient {
     ///
     /// As [`IpcClient::call_raw`].
     pub async fn describe(&self) -> Result<Vec<methods::Method>, CallError> {
-        let reply = self.call_kind(Kind::DESCRIBE, &[]).await?;
+        let reply = self.call_kind(Kind::DESCRIBE, &[], "").await?;
         methods::from_description(Description::decode(&reply))
     }
 
@@ -334,15 +336,34 @@ impl IpcClient {
     }
 
     /// Calls with what the task's own call passes on, if it serves one.
-    async fn call_kind(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
-        if Ambient::is_here() {
-            return Box::pin(self.call_inheriting(kind, payload)).await;
+    async fn call_kind(
+        &self,
+        kind: Kind,
+        payload: &[u8],
+        method: &'static str,
+    ) -> Result<Payload, CallError> {
+        if Ambient::is_here() || spans::are_wanted() {
+            return Box::pin(self.call_inheriting(kind, payload, method)).await;
         }
         self.call_now(Outgoing::plain(kind, payload), false).await
     }
 
-    async fn call_inheriting(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
-        self.call_kind_with(kind, payload, &CallOptions::default()).await
+    async fn call_inheriting(
+        &self,
+        kind: Kind,
+        payload: &[u8],
+        method: &'static str,
+    ) -> Result<Payload, CallError> {
+        self.call_kind_with(kind, payload, &CallOptions::default(), method).await
+    }
+
+    fn span(
+        &self,
+        kind: Kind,
+        method: &'static str,
+        travel: Option<&Travel<'_>>,
+    ) -> Option<Box<CallSpan>> {
+        spans::calling(kind, method, self.shared.core.agreed.connection_id, travel)
     }
 
     async fn call_kind_with(
@@ -350,20 +371,28 @@ impl IpcClient {
         kind: Kind,
         payload: &[u8],
         options: &CallOptions,
+        method: &'static str,
     ) -> Result<Payload, CallError> {
         let travel = options.travel();
         let deadline = travel.as_ref().and_then(|travel| travel.deadline);
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
+        let span = self.span(kind, method, travel.as_ref());
         let work = self.call_now(out, false);
-        within(deadline, work).await
+        observed(span, within(deadline, work)).await
     }
 
-    async fn call_if_room(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
+    async fn call_if_room(
+        &self,
+        kind: Kind,
+        payload: &[u8],
+        method: &'static str,
+    ) -> Result<Payload, CallError> {
         let options = CallOptions::default();
         let travel = options.travel();
         let deadline = travel.as_ref().and_then(|travel| travel.deadline);
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
-        within(deadline, self.call_now(out, true)).await
+        let span = self.span(kind, method, travel.as_ref());
+        observed(span, within(deadline, self.call_now(out, true))).await
     }
 
     async fn call_now(

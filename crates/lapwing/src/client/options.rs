@@ -177,7 +177,8 @@ impl CallOptions {
         self
     }
 
-    /// The trace that the call belongs to. Default: that of the call whose handler makes this one.
+    /// The trace that the call belongs to, and the span that makes it. Default: the trace of the call whose handler
+    /// makes this one.
     #[must_use]
     pub fn trace(mut self, trace: TraceContext) -> CallOptions {
         self.trace = Some(trace);

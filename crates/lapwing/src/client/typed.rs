@@ -18,6 +18,7 @@ use crate::codec::{Decode, Encode};
 use crate::error::CallError;
 use crate::method::{ClientStream, Duplex, Method, OneWay, ServerStream, Shape, Unary};
 use crate::payload::Payload;
+use crate::spans::{CallSpan, code_of};
 
 /// The method's number and the request's bytes.
 pub(crate) fn written<S: Shape, Q, R, C: Encode<Q>>(
@@ -69,7 +70,7 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let (kind, payload) = written(method, request, "request")?;
-        let reply = self.call_kind(kind, &payload).await?;
+        let reply = self.call_kind(kind, &payload, method.name()).await?;
         read::<R, C>(method.name(), "reply", reply)
     }
 
@@ -92,7 +93,7 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let (kind, payload) = written(method, request, "request")?;
-        let reply = self.call_kind_with(kind, &payload, options).await?;
+        let reply = self.call_kind_with(kind, &payload, options, method.name()).await?;
         read::<R, C>(method.name(), "reply", reply)
     }
 
@@ -114,7 +115,7 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let (kind, payload) = written(method, request, "request")?;
-        let reply = self.call_if_room(kind, &payload).await?;
+        let reply = self.call_if_room(kind, &payload, method.name()).await?;
         read::<R, C>(method.name(), "reply", reply)
     }
 
@@ -194,7 +195,7 @@ impl IpcClient {
     {
         let (kind, payload) = written(method, request, "request")?;
         let brings = Brings::Items { caller_sends: false };
-        let call = self.open(kind, &payload, brings, options).await?;
+        let call = self.open(kind, &payload, brings, options, method.name()).await?;
         Ok(ItemStream::new(call, method.name()))
     }
 
@@ -213,7 +214,7 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Upload<Q, R, C>, CallError> {
         let brings = Brings::Items { caller_sends: true };
-        let call = self.open(kind_of(method), &[], brings, options).await?;
+        let call = self.open(kind_of(method), &[], brings, options, method.name()).await?;
         let sender = ItemSender::new(Arc::new(call), method.name());
         Ok(Upload { sender, types: PhantomData })
     }
@@ -233,7 +234,7 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Halves<Q, R, C>, CallError> {
         let brings = Brings::Items { caller_sends: true };
-        let call = Arc::new(self.open(kind_of(method), &[], brings, options).await?);
+        let call = Arc::new(self.open(kind_of(method), &[], brings, options, method.name()).await?);
         let sender = ItemSender::new(Arc::clone(&call), method.name());
         Ok((sender, ItemStream::of(call, method.name())))
     }
@@ -244,15 +245,21 @@ impl IpcClient {
         payload: &[u8],
         brings: Brings,
         options: &CallOptions,
+        method: &'static str,
     ) -> Result<OpenCall, CallError> {
         let travel = options.travel();
         let deadline = travel.as_ref().and_then(|travel| travel.deadline);
         let core = &self.shared.core;
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
         let start = |_: &mut Context<'_>| core.start(out, brings);
-        let started = super::within(deadline, self.poll_start(start)).await?;
+        let span = self.span(kind, method, travel.as_ref());
+        let started = super::within(deadline, self.poll_start(start)).await;
+        if let (Some(span), Err(_)) = (&span, &started) {
+            span.end(code_of(&started));
+        }
+        let call = started?;
         self.sent();
-        Ok(OpenCall { shared: Arc::clone(&self.shared), call: started, deadline })
+        Ok(OpenCall { shared: Arc::clone(&self.shared), call, deadline, span })
     }
 }
 
@@ -265,9 +272,18 @@ struct OpenCall {
     shared: Arc<Shared>,
     call: Started,
     deadline: Option<std::time::Instant>,
+    span: Option<Box<CallSpan>>,
 }
 
 impl OpenCall {
+    /// How the call ended, for its span.
+    fn ended<T>(&self, how: Result<T, CallError>) -> Result<T, CallError> {
+        if let Some(span) = &self.span {
+            span.end(code_of(&how));
+        }
+        how
+    }
+
     fn give_up(&self) {
         self.shared.core.abandon(self.call.id);
         self.shared.sent();
@@ -372,15 +388,16 @@ impl<T, C: Decode<T>> ItemStream<T, C> {
                 Poll::Ready(Some(read::<T, C>(self.method, "item", item)))
             }
             Poll::Ready(Item::Over(outcome)) => {
-                let ended = call.shared.core.conclude(outcome);
+                let ended = call.ended(call.shared.core.conclude(outcome));
                 self.call = None;
                 Poll::Ready(ended.err().map(Err))
             }
             Poll::Pending => {
                 let timer = self.timer.as_mut();
                 if timer.is_some_and(|timer| timer.as_mut().poll(cx).is_ready()) {
+                    let over = call.ended(Err(CallError::DeadlineExceeded));
                     self.end();
-                    return Poll::Ready(Some(Err(CallError::DeadlineExceeded)));
+                    return Poll::Ready(Some(over));
                 }
                 Poll::Pending
             }
@@ -536,8 +553,9 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
     ///
     /// Dropped before it completes the call is cancelled.
     pub async fn finish(mut self) -> Result<R, CallError> {
-        self.sender.end().await?;
+        let finished = self.sender.end().await;
         let call = &self.sender.call;
+        finished.or_else(|error| call.ended(Err(error)))?;
         let over = poll_fn(|cx| {
             loop {
                 match call.poll_item(cx.waker()) {
@@ -548,8 +566,8 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
                 }
             }
         });
-        let outcome = super::within(call.deadline, over).await?;
-        let reply = call.shared.core.conclude(outcome)?;
+        let outcome = super::within(call.deadline, over).await;
+        let reply = call.ended(outcome.and_then(|outcome| call.shared.core.conclude(outcome)))?;
         read::<R, C>(self.sender.method, "reply", reply)
     }
 }

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use super::ahead::Ahead;
 use super::handler::{
-    AsyncHandler, Caller, Handler, LONG_BYTES, Panicked, Request, Running, run_inline,
+    AsyncHandler, Caller, Handler, LONG_BYTES, Panicked, Request, Running, code_of, run_inline,
 };
 use super::items::StreamLink;
 use super::router::Route;
@@ -34,6 +34,7 @@ use crate::link::{
     misbehaved, take_extensions,
 };
 use crate::payload::{Frame, Payload};
+use crate::spans::{self, CallSpan};
 use crate::waking::{Bells, until, yield_to_others};
 
 /// Frames handled in one turn, at most.
@@ -480,7 +481,13 @@ impl Connection {
             Handler::Inline(handler) => {
                 let mut long = None;
                 let payload = self.frame.payload();
+                let span = spans::serving(&route.name, &self.caller, header, carried.as_ref());
+                let entered = span.as_deref().map(CallSpan::enter);
                 let ran = run_inline(handler, &self.caller, payload, &mut self.reply, &mut long);
+                drop(entered);
+                if let Some(span) = span {
+                    span.end(code_of(&ran));
+                }
                 self.reply_long = long.map(|long| Payload::from_long(Long::Buffer(long)));
                 match ran {
                     Ok(Ok(())) => self.answer(header),
@@ -496,6 +503,7 @@ impl Connection {
                 );
                 request.reply_bytes_max = self.message_max;
                 request.out = Some(Arc::clone(&self.out));
+                request.span = spans::serving(&route.name, &self.caller, header, carried.as_ref());
                 if let Some(carried) = carried {
                     let Carried { remaining, trace, metadata } = carried;
                     // A time too long for the clock is none.
