@@ -7,6 +7,8 @@
 //! - [`IpcServer`]: routes by kind, inline and async handlers, policy, limits, orderly shutdown.
 //! - [`IpcClient`]: calls, one-way messages, statistics, state, orderly disconnect, for tokio.
 //! - [`blocking::IpcClient`]: the same without a runtime.
+//! - Spans for `tracing`, target `lapwing::calls`, level DEBUG: `lapwing.call` and `lapwing.serve`, with a
+//!   [`TraceContext`] where the call belongs to a trace.
 //! - [`floor`]: what the machine itself costs, to compare with.
 //!
 //! # Examples
@@ -40,6 +42,7 @@ pub mod blocking;
 mod bulk;
 mod client;
 mod codec;
+mod compression;
 mod control;
 mod endpoint;
 pub mod error;
@@ -52,6 +55,7 @@ mod payload;
 mod peer;
 mod platform;
 mod server;
+mod spans;
 mod waking;
 
 pub use bulk::Reserved;
@@ -60,11 +64,16 @@ pub use client::{
     ItemSender, ItemStream, Transport, Upload, WhenFull,
 };
 pub use codec::{Codec, CodecError, Decode, Encode, Json, Postcard, Raw};
+#[cfg(feature = "compression")]
+pub use compression::Compression;
+#[doc(hidden)]
+#[cfg(feature = "hostile")]
+pub use compression::expand_payload;
 pub use endpoint::endpoint_path;
 pub use error::{
     BindError, CallError, Code, ConnectError, Delivered, EndReason, EndpointError, Status,
 };
-pub use lapwing_proto::TraceContext;
+pub use lapwing_proto::{TraceContext, TraceParentError};
 pub use lapwing_shm::{CooperativePeers, Spin};
 pub use link::Metadata;
 pub use method::{ClientStream, Duplex, Method, OneWay, ServerStream, Unary, shape};

@@ -2,6 +2,7 @@
 //!
 //! Frames are put together and checked in private memory; the transport sees whole frames only.
 
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use lapwing_shm::{
 
 use crate::bulk::{BulkIn, BulkOut, BulkTerms};
 use crate::codec::Form;
+use crate::compression::{COMPRESS_MIN, KeepContexts, compress, expand};
 use crate::payload::{Frame, Payload};
 use crate::platform;
 
@@ -75,18 +77,21 @@ impl Link {
     ) -> Link {
         let message_max = agreed.limits.message_bytes;
         let checksum = agreed.checksum;
+        let compresses = agreed.features.contains(Features::COMPRESSION);
         let Some(memory) = memory else {
             let out = Out::Socket { socket: Arc::clone(&socket), backlog: Vec::new(), sent: 0 };
             let source = Arc::clone(&socket);
             let r#in = In::Socket { socket: source, buffer: Vec::new(), start: 0, end: 0 };
-            let sending = Sending::new(out, checksum, message_max, message_max);
+            let sending = Sending::new(out, checksum, message_max, message_max, compresses);
             let receiving = Receiving {
                 r#in,
                 checksum,
+                expands: compresses,
                 inline_max: message_max,
                 message_max,
                 bulk: None,
                 _buffers: KeepBuffers::new(),
+                _contexts: compresses.then(KeepContexts::new),
             };
             return Link { agreed, sending, receiving, socket, waking: None, bulk: None };
         };
@@ -104,15 +109,17 @@ impl Link {
         let producer = Producer::new(own.clone(), peer.clone());
         let out = Out::Ring { producer, bell: Arc::clone(&bell), fresh: false, bulk: lends };
         let r#in = In::Ring { consumer: Consumer::new(own.clone(), peer), bell };
-        let sending =
-            Sending::new(out, checksum, out_max, if has_bulk { message_max } else { out_max });
+        let sent_max = if has_bulk { message_max } else { out_max };
+        let sending = Sending::new(out, checksum, out_max, sent_max, compresses);
         let receiving = Receiving {
             r#in,
             checksum,
+            expands: compresses,
             inline_max: in_max,
             message_max,
             bulk: Some(Arc::clone(&bulk)),
             _buffers: KeepBuffers::new(),
+            _contexts: compresses.then(KeepContexts::new),
         };
         let waking = Some((Sleeper::new(own), own_doorbell));
         Link { agreed, sending, receiving, socket, waking, bulk: Some(bulk) }
@@ -187,6 +194,10 @@ pub(crate) struct Sending {
     checksum: Checksum,
     /// The longest payload that goes into one frame, in bytes.
     inline_max: u32,
+    /// The longest payload that goes out without a further look, in bytes: `inline_max`, or less where payloads
+    /// are compressed.
+    plain_max: u32,
+    compresses: bool,
     /// The longest payload, in bytes: longer ones than `inline_max` go through bulk memory.
     message_max: u32,
     /// Room for one gathered frame, made when the first is sent.
@@ -312,8 +323,17 @@ enum Out {
 }
 
 impl Sending {
-    fn new(out: Out, checksum: Checksum, inline_max: u32, message_max: u32) -> Sending {
-        Sending { out, checksum, inline_max, message_max, scratch: Box::default() }
+    fn new(
+        out: Out,
+        checksum: Checksum,
+        inline_max: u32,
+        message_max: u32,
+        compresses: bool,
+    ) -> Sending {
+        let short_max = COMPRESS_MIN as u32 - 1;
+        let plain_max = if compresses { inline_max.min(short_max) } else { inline_max };
+        let scratch = Box::default();
+        Sending { out, checksum, inline_max, plain_max, compresses, message_max, scratch }
     }
 
     /// The longest payload of a message, in bytes.
@@ -324,7 +344,7 @@ impl Sending {
     /// Sends one frame or none of it. Call [`Sending::flush`] after the last of a batch.
     #[inline(always)]
     pub(crate) fn send(&mut self, mut header: Header, payload: &[u8]) -> Result<(), SendError> {
-        if payload.len() > self.inline_max as usize {
+        if payload.len() > self.plain_max as usize {
             return self.send_long(header, &mut Vec::new(), Body::Bytes(payload));
         }
         header.length = payload.len() as u32;
@@ -351,7 +371,7 @@ impl Sending {
         frame: &mut [u8],
     ) -> Result<(), SendError> {
         let length = frame.len() - Header::BYTES;
-        if length > self.inline_max as usize {
+        if length > self.plain_max as usize {
             let payload = Body::Bytes(&frame[Header::BYTES..]);
             return self.send_long(header, &mut Vec::new(), payload);
         }
@@ -368,7 +388,7 @@ impl Sending {
         mut header: Header,
         written: &mut Written,
     ) -> Result<(), SendError> {
-        if written.frame.len() - Header::BYTES > self.inline_max as usize {
+        if written.frame.len() - Header::BYTES > self.plain_max as usize {
             let mut extension = written.frame[Header::BYTES..written.payload_at].to_vec();
             return self.send_long(header, &mut extension, Body::Bytes(written.payload()));
         }
@@ -389,7 +409,7 @@ impl Sending {
     ) -> Result<(), SendError> {
         let lends = matches!(&self.out, Out::Ring { bulk: Some(_), .. });
         let in_block = lends && matches!(body, Body::Block(_));
-        if in_block || extension.len() + body.len() > self.inline_max as usize {
+        if in_block || extension.len() + body.len() > self.plain_max as usize {
             return self.send_long(header, extension, body);
         }
         if !extension.is_empty() {
@@ -411,9 +431,82 @@ impl Sending {
         }
     }
 
-    /// Sends a payload through bulk memory: a copy of the bytes, or the block itself.
+    /// Sends a payload that is longer than `plain_max`.
     #[cold]
     fn send_long(
+        &mut self,
+        header: Header,
+        extension: &mut Vec<u8>,
+        body: Body<'_>,
+    ) -> Result<(), SendError> {
+        if self.compresses {
+            return self.send_compressed(header, extension, body);
+        }
+        self.send_in_block(header, extension, body)
+    }
+
+    /// Sends a payload compressed where that is worth it, else as it is. A block that was written in place is sent
+    /// as it is.
+    fn send_compressed(
+        &mut self,
+        header: Header,
+        extension: &mut Vec<u8>,
+        body: Body<'_>,
+    ) -> Result<(), SendError> {
+        let message_max = self.message_max();
+        if body.len() > message_max {
+            return Err(SendError::TooLarge(message_max));
+        }
+        let in_place = match (&body, &self.out) {
+            (Body::Block(block), Out::Ring { bulk: Some(bulk), .. }) => bulk.owns(block),
+            _ => false,
+        };
+        if in_place || !header.kind.is_application() {
+            return self.send_as_it_is(header, extension, body);
+        }
+        // Before any work is done. What waits for room waits for this much, too.
+        if !self.has_room(extension.len() + body.len())? {
+            return Err(SendError::Full);
+        }
+        if let Some(shorter) = compress(body.bytes()) {
+            let before = extension.clone();
+            let flags = header.flags | Flags::COMPRESSED;
+            let sent =
+                self.send_as_it_is(Header { flags, ..header }, extension, Body::Bytes(&shorter));
+            // All blocks of the shorter length may be lent while one of the whole length is not.
+            if !matches!(sent, Err(SendError::Full)) {
+                return sent;
+            }
+            *extension = before;
+        }
+        self.send_as_it_is(header, extension, body)
+    }
+
+    /// Sends a payload in a frame if it fits, else in a block.
+    fn send_as_it_is(
+        &mut self,
+        mut header: Header,
+        extension: &mut Vec<u8>,
+        body: Body<'_>,
+    ) -> Result<(), SendError> {
+        let lends = matches!(&self.out, Out::Ring { bulk: Some(_), .. });
+        let in_block = lends && matches!(body, Body::Block(_));
+        if in_block || extension.len() + body.len() > self.inline_max as usize {
+            return self.send_in_block(header, extension, body);
+        }
+        let mut payload = body.bytes();
+        if !extension.is_empty() {
+            header.flags = header.flags | Flags::EXTENDED;
+            extension.extend_from_slice(payload);
+            payload = extension;
+        }
+        header.length = payload.len() as u32;
+        header.checksum = self.checksum.of_parts(&header.encode(), payload);
+        self.out.push(header.to_words(), payload)
+    }
+
+    /// Sends a payload through bulk memory: a copy of the bytes, or the block itself.
+    fn send_in_block(
         &mut self,
         mut header: Header,
         extension: &mut Vec<u8>,
@@ -626,9 +719,12 @@ pub(crate) struct Receiving {
     inline_max: u32,
     /// The longest payload, in bytes.
     message_max: u32,
+    /// Compressed payloads were agreed on.
+    expands: bool,
     bulk: Option<Arc<BulkIn>>,
     /// As long as the connection lasts.
     _buffers: KeepBuffers,
+    _contexts: Option<KeepContexts>,
 }
 
 #[derive(Debug)]
@@ -665,17 +761,31 @@ impl Receiving {
         if expected != header.checksum {
             return Err(FrameError::Checksum { expected, found: header.checksum }.into());
         }
-        if header.flags.contains(Flags::EXTENDED)
+        if header.flags.intersects(UNFOLDED)
             && header.kind.is_application()
-            && read_deadline_alone(&frame.bytes[Header::BYTES..]).is_none()
+            && (header.flags.contains(Flags::COMPRESSED)
+                || read_deadline_alone(&frame.bytes[Header::BYTES..]).is_none())
         {
-            return self.with_bulk(header, frame).map(Some);
+            return self.unfold(header, frame).map(Some);
         }
         Ok(Some(header))
     }
 
-    /// Finds the payload of a frame that may have it in bulk memory.
+    /// Puts the payload in its place: it may lie in bulk memory, and it may be compressed. A compressed one stays as
+    /// it is where that was not agreed on, and its flag with it.
     #[cold]
+    fn unfold(&self, header: Header, frame: &mut Frame) -> Result<Header, Broken> {
+        let header = match header.flags.contains(Flags::EXTENDED) {
+            true => self.with_bulk(header, frame)?,
+            false => header,
+        };
+        if self.expands && header.flags.contains(Flags::COMPRESSED) {
+            return expand(header, frame, self.message_max);
+        }
+        Ok(header)
+    }
+
+    /// Finds the payload of a frame that may have it in bulk memory.
     fn with_bulk(&self, mut header: Header, frame: &mut Frame) -> Result<Header, Broken> {
         let Some(bulk) = &self.bulk else { return Ok(header) };
         let taken = take_bulk(&mut frame.bytes, Header::BYTES);
@@ -830,7 +940,7 @@ pub(crate) fn call_header(
 /// assert_eq!(metadata.get("tenant"), Some(&b"blue"[..]));
 /// assert_eq!(metadata.get("other"), None);
 /// ```
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct Metadata(Vec<(String, Vec<u8>)>);
 
 impl Metadata {
@@ -857,6 +967,13 @@ impl Metadata {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Metadata {
+    /// Says the keys alone: values are not for logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.iter().map(|(key, _)| key)).finish()
     }
 }
 
@@ -959,6 +1076,9 @@ pub(crate) fn put_extensions(
     Ok(())
 }
 
+/// Flags of frames whose payload is not all that follows the header.
+const UNFOLDED: Flags = Flags::EXTENDED.union(Flags::COMPRESSED);
+
 /// The type of a bulk descriptor, which has no meaning on the socket.
 const BULK: u8 = 0x83;
 
@@ -967,6 +1087,12 @@ mod tests {
     use lapwing_proto::layout as protocol;
 
     use super::*;
+
+    #[test]
+    fn debug_output_of_metadata_holds_keys_and_no_values() {
+        let metadata = Metadata::from([("tenant", "blue"), ("token", "secret")]);
+        assert_eq!(format!("{metadata:?}"), r#"{"tenant", "token"}"#);
+    }
 
     #[test]
     fn memory_layout_is_the_same_in_the_protocol_and_in_shared_memory() {

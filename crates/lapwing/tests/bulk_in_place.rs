@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lapwing::{
-    CallError, CallOptions, ClientOptions, CooperativePeers, IpcClient, IpcServer, Payload, Raw,
-    Request, Status, Unary,
+    CallError, CallOptions, ClientOptions, Compression, CooperativePeers, IpcClient, IpcServer,
+    Payload, Raw, Request, Status, Unary,
 };
 use lapwing_testkit::PATIENCE;
 
@@ -29,6 +29,10 @@ struct Fixture {
 
 /// A server that keeps payloads, and a client with 16 MiB of bulk memory.
 async fn serve() -> Fixture {
+    serve_with(Compression::Auto).await
+}
+
+async fn serve_with(compression: Compression) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("place.sock");
     let kept: Arc<Mutex<Vec<Payload>>> = Arc::default();
@@ -36,6 +40,7 @@ async fn serve() -> Fixture {
     let given_up = Arc::clone(&kept);
     let server = IpcServer::builder()
         .in_place(token())
+        .compression(compression)
         .bind(&path)
         .unwrap()
         .route_raw(ECHO, "echo", |request: Request| async move {
@@ -60,8 +65,12 @@ async fn serve() -> Fixture {
         })
         .serve()
         .unwrap();
-    let options =
-        ClientOptions { in_place: Some(token()), bulk_bytes: 1, ..ClientOptions::default() };
+    let options = ClientOptions {
+        in_place: Some(token()),
+        bulk_bytes: 1,
+        compression,
+        ..ClientOptions::default()
+    };
     let client = IpcClient::connect_with(&path, options).await.unwrap();
     Fixture { _server: server, kept, client, _folder: folder }
 }
@@ -134,4 +143,32 @@ async fn borrowed_request_may_be_the_reply() {
     for call in calls {
         tokio::time::timeout(PATIENCE, call).await.expect("it ends").unwrap();
     }
+}
+
+/// Bytes that compress to a good half, which is still too long for a ring.
+fn halves(n: u8, length: usize) -> Vec<u8> {
+    let mut state = u64::from(n) + 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8 & 0x0F
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+#[tokio::test]
+async fn compressed_payload_gives_its_block_back_at_once_however_long_it_is_held() {
+    let Fixture { client, kept, _server, _folder } = serve_with(Compression::On).await;
+    // Twice what the client has blocks for.
+    for n in 0..64 {
+        let request = Payload::from(halves(n, MIB));
+        let call = client.call(KEEP, &request);
+        tokio::time::timeout(PATIENCE, call).await.expect("there is a block").unwrap();
+    }
+    for (n, payload) in kept.lock().unwrap().iter().enumerate() {
+        assert!(payload.bytes() == halves(n as u8, MIB), "{n}");
+    }
+    let reply = client.call_raw(ECHO, &halves(1, MIB)).await.unwrap();
+    assert!(reply.bytes() == halves(1, MIB));
 }

@@ -26,7 +26,17 @@ const CODEC: u8 = 0x85;
 /// The value of a codec entry that says JSON.
 const CODEC_JSON: u8 = 1;
 
-/// W3C trace context.
+/// W3C trace context. Its text, read and written, is that of the `traceparent` header:
+///
+/// ```
+/// use lapwing_proto::TraceContext;
+///
+/// let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+/// let context: TraceContext = text.parse()?;
+/// assert_eq!(context.parent_id[1], 0xf0);
+/// assert_eq!(context.to_string(), text);
+/// # Ok::<(), lapwing_proto::TraceParentError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceContext {
     /// The trace that this call belongs to.

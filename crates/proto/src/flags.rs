@@ -22,7 +22,8 @@ macro_rules! flags {
 }
 
 flags! {
-    /// The payload is compressed with zstd.
+    /// The payload, extension block aside, is compressed with zstd. Only with
+    /// [`Features::COMPRESSION`](crate::Features::COMPRESSION).
     COMPRESSED = 0x01;
     /// Reserved; must be zero in version 1.
     ENCRYPTED = 0x02;

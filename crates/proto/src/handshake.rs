@@ -23,16 +23,19 @@ impl Features {
     /// Calls whose payloads are JSON whatever the method's own codec: the codec entry of requests.
     pub const JSON: Features = Features(2);
 
-    /// What either has.
-    #[must_use]
-    pub const fn and(self, other: Features) -> Features {
-        Features(self.0 | other.0)
-    }
+    /// Payloads compressed with zstd, in frames of methods.
+    pub const COMPRESSION: Features = Features(4);
 
     /// What both sides have.
     #[must_use]
     pub const fn common(self, other: Features) -> Features {
         Features(self.0 & other.0)
+    }
+
+    /// The features of either.
+    #[must_use]
+    pub const fn union(self, other: Features) -> Features {
+        Features(self.0 | other.0)
     }
 
     /// Whether every feature of `other` is there.

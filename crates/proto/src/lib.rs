@@ -26,6 +26,7 @@ extern crate std;
 mod bulk;
 mod call_table;
 mod checksum;
+mod compression;
 mod credit;
 mod describe;
 mod extension;
@@ -39,11 +40,13 @@ pub mod limits;
 mod message;
 mod negotiate;
 mod status;
+mod trace;
 mod wire_error;
 
 pub use bulk::{SegmentAnnounced, SegmentRetired};
 pub use call_table::{CallTable, Full, Lookup};
 pub use checksum::{CHECKSUM_RANGE, Checksum, ChecksumSet};
+pub use compression::{CompressionError, expanded_length};
 pub use credit::{Credit, CreditError, ReceiveCredit, SendCredit};
 pub use describe::{Description, MethodDescription, MethodDetails, MethodShape, MethodWanted};
 pub use extension::{
@@ -60,4 +63,5 @@ pub use kind::Kind;
 pub use message::MessageError;
 pub use negotiate::ServerOffer;
 pub use status::{Code, Status};
+pub use trace::TraceParentError;
 pub use wire_error::{PeerMisbehaved, WireError};

@@ -63,6 +63,9 @@ limits! {
     /// Default for how long bulk memory stays unused before it is given back, in milliseconds.
     BULK_IDLE_MS: u32 = 2000, "milliseconds",
         "bulk memory that is not used is given back";
+    /// The largest window of a compressed payload that does not consist of one segment, in bytes.
+    COMPRESSION_WINDOW_BYTES: u32 = 8 * MIB, "bytes",
+        "the window of a compressed payload is too large";
     /// Default for connections that a server holds at once.
     CONNECTIONS: u32 = 1024, "connections",
         "the server has all the connections it allows";

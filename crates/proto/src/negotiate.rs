@@ -17,6 +17,8 @@ pub struct ServerOffer {
     pub version_max: u8,
     /// Optional parts that the server has.
     pub features: Features,
+    /// Optional parts that the server has for connections whose frames stay on the socket, and only for those.
+    pub socket_features: Features,
     /// The most that the server grants.
     pub limits: LimitsGranted,
     /// Checksums that the server can do. `Off` is never granted to a connection on the socket; take
@@ -36,6 +38,7 @@ impl Default for ServerOffer {
             version_min: VERSION,
             version_max: VERSION,
             features: Features::NONE,
+            socket_features: Features::NONE,
             limits: LimitsGranted {
                 message_bytes: limits::MESSAGE_BYTES,
                 calls_in_flight: limits::CALLS_IN_FLIGHT,
@@ -61,7 +64,7 @@ impl ServerOffer {
         let checksum = self.checksum(hello, transport)?;
         Ok(HelloAck {
             version,
-            features: self.features.common(hello.features),
+            features: self.features_over(transport).common(hello.features),
             limits: LimitsGranted {
                 message_bytes: self.limits.message_bytes.min(hello.limits.message_bytes),
                 calls_in_flight: self.limits.calls_in_flight.min(hello.limits.calls_in_flight),
@@ -71,6 +74,13 @@ impl ServerOffer {
             checksum,
             program: self.program.clone(),
         })
+    }
+
+    fn features_over(&self, transport: TransportGranted) -> Features {
+        match transport {
+            TransportGranted::Socket => self.features.union(self.socket_features),
+            TransportGranted::SharedMemory { .. } => self.features,
+        }
     }
 
     fn version(&self, hello: &Hello) -> Result<u8, HelloReject> {

@@ -76,6 +76,7 @@ wire_errors! {
     27 BadCredit "a stream was given impossible credit, or sent more than it was granted";
     28 BadBlock "a bulk descriptor or a returned block does not exist";
     29 QuotaBulk "the bulk memory that one side, or one user, may have is used up";
+    30 BadCompression "a compressed payload cannot be expanded to the length that it says";
 }
 
 impl WireError {

@@ -62,6 +62,25 @@ fn client_without_crc32c_gets_crc32_and_lesser_limits_win() {
 }
 
 #[test]
+fn feature_for_the_socket_alone_is_granted_there_alone() {
+    let compression = Features::COMPRESSION;
+    let offer = ServerOffer { socket_features: compression, ..ServerOffer::default() };
+    let grant = |transport, offer: &ServerOffer| {
+        let hello = Hello { features: compression, ..Hello::new("editor", transport) };
+        shake(&hello, offer).unwrap().features
+    };
+    assert_eq!(grant(TransportWanted::Socket, &offer), compression);
+    assert_eq!(grant(shared(1 << 16), &offer), Features::NONE);
+    let no_rings = ServerOffer { shared_memory: None, ..offer.clone() };
+    assert_eq!(grant(shared(1 << 16), &no_rings), compression);
+    let everywhere = ServerOffer { features: compression, ..ServerOffer::default() };
+    assert_eq!(grant(shared(1 << 16), &everywhere), compression);
+    // It is never granted to who did not ask.
+    let silent = Hello::new("editor", TransportWanted::Socket);
+    assert_eq!(shake(&silent, &offer).unwrap().features, Features::NONE);
+}
+
+#[test]
 fn shared_memory_that_is_not_to_be_had_becomes_the_socket() {
     let offer = ServerOffer { shared_memory: None, ..ServerOffer::default() };
     let ack = shake(&Hello::new("editor", shared(1 << 16)), &offer).unwrap();
@@ -148,6 +167,7 @@ proptest! {
             version_min: offered.5,
             version_max: offered.5 + offered.6,
             features: Features(offered.3),
+            socket_features: Features(offered.3.rotate_left(7)),
             limits,
             checksums: bits_of(offered.2),
             shared_memory: offered.4.0.then_some(1 << 18),

@@ -165,6 +165,55 @@ fn description(payload: &[u8]) {
     assert_eq!(Description::decode(&description.encode()).as_ref(), Ok(&description));
 }
 
+/// A compressed payload from a peer: it expands to what it says and no more than the limit, or is refused with
+/// something to tell the peer. Bytes that were compressed here come back.
+///
+/// # Panics
+///
+/// If an invariant is broken.
+pub fn compressed(data: &[u8]) {
+    for max in [0, 100, 4096, 1 << 20] {
+        let claimed = lapwing_proto::expanded_length(data, max);
+        match lapwing::expand_payload(data, max) {
+            Ok(payload) => {
+                assert_eq!(claimed, Ok(payload.len() as u32));
+                assert!(payload.len() <= max as usize);
+                if max > 0 {
+                    let less = lapwing::expand_payload(data, payload.len() as u32);
+                    assert_eq!(less, Ok(payload), "the limit is inclusive");
+                }
+            }
+            Err(peer) => {
+                if let Err(error) = claimed {
+                    assert_eq!(peer.error, error.wire_error(), "the header is judged first");
+                }
+                told_to_the_peer(peer.error, peer.detail);
+            }
+        }
+    }
+    let whole = compress(data);
+    assert_eq!(lapwing::expand_payload(&whole, data.len() as u32).as_deref(), Ok(data));
+    if let Some(less) = data.len().checked_sub(1) {
+        let refused = lapwing::expand_payload(&whole, less as u32).expect_err("it is too long");
+        assert_eq!(refused.error, WireError::FrameTooLong);
+    }
+    for cut in [whole.len() / 2, whole.len() - 1] {
+        assert!(lapwing::expand_payload(&whole[..cut], 1 << 20).is_err(), "cut at {cut}");
+    }
+}
+
+/// The payload as one zstd frame that says its length.
+///
+/// # Panics
+///
+/// If the system has no memory.
+#[must_use]
+pub fn compress(payload: &[u8]) -> Vec<u8> {
+    let mut whole = Vec::with_capacity(zstd_safe::compress_bound(payload.len()));
+    zstd_safe::compress(&mut whole, payload, 3).expect("there is room for it");
+    whole
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -200,6 +249,25 @@ mod tests {
             frames(&bytes);
             frames(&vec![0; length]);
             frames(&vec![0xFF; length]);
+        }
+    }
+
+    #[test]
+    fn compressed_body_holds_on_compressed_payloads_and_their_mutations() {
+        let mut random = Random(3);
+        let seeds = [
+            compress(b""),
+            compress(b"lapwing"),
+            compress(&[7; 300]),
+            compress(&(0..5000_u32).flat_map(|n| (n / 7).to_le_bytes()).collect::<Vec<_>>()),
+            compress(&vec![0; 200_000]),
+            (0..500).map(|_| random.next() as u8).collect(),
+        ];
+        for seed in &seeds {
+            compressed(seed);
+            for _ in 0..MUTATIONS_PER_SEED {
+                compressed(&random.mutated(seed));
+            }
         }
     }
 

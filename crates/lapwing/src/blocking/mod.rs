@@ -28,6 +28,7 @@ use crate::error::{CallError, ConnectError};
 use crate::handshake::ClientHello;
 use crate::link::Broken;
 use crate::payload::Payload;
+use crate::spans::{self, CallSpan, observe};
 use crate::{ClientOptions, ClientStats, ConnectionState, methods, platform};
 
 /// A connection to a server, for threads. Clones are cheap and share the connection; every thread may
@@ -143,9 +144,10 @@ impl IpcClient {
     pub fn submit(&self, kind: u16, payload: &[u8]) -> Result<PendingCall<'_>, CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
         let mut out = Outgoing::plain(kind, payload);
+        let span = self.span(&out);
         let start = |core: &Core, settled| core.start_call(out.again(settled));
         let call = self.start(&mut Until::Never, start)?;
-        Ok(PendingCall { client: self, call: Some(call) })
+        Ok(PendingCall { client: self, call: Some(call), span })
     }
 
     /// Sends a message that has no reply. Waits while there is no room for it.
@@ -278,7 +280,24 @@ impl IpcClient {
     }
 
     #[inline]
-    fn call_out(&self, mut out: Outgoing<'_>) -> Result<Payload, CallError> {
+    fn call_out(&self, out: Outgoing<'_>) -> Result<Payload, CallError> {
+        if spans::are_wanted() {
+            return self.call_observed(out);
+        }
+        self.call_now(out)
+    }
+
+    #[cold]
+    fn call_observed(&self, out: Outgoing<'_>) -> Result<Payload, CallError> {
+        observe(self.span(&out), || self.call_now(out))
+    }
+
+    fn span(&self, out: &Outgoing<'_>) -> Option<Box<CallSpan>> {
+        spans::calling(out.kind, out.name, self.shared.core.agreed.connection_id, out.travel)
+    }
+
+    #[inline]
+    fn call_now(&self, mut out: Outgoing<'_>) -> Result<Payload, CallError> {
         let mut until = out.until();
         let start = |core: &Core, settled| core.start_call(out.again(settled));
         let call = self.start(&mut until, start)?;
@@ -522,6 +541,7 @@ fn far_away() -> Instant {
 pub struct PendingCall<'a> {
     client: &'a IpcClient,
     call: Option<Started>,
+    span: Option<Box<CallSpan>>,
 }
 
 impl PendingCall<'_> {
@@ -532,7 +552,8 @@ impl PendingCall<'_> {
     /// As [`IpcClient::call_raw`].
     pub fn collect(mut self) -> Result<Payload, CallError> {
         let call = self.call.take().expect("collected or dropped once");
-        self.client.collect(&call, &mut Until::Never)
+        let span = self.span.take();
+        observe(span, || self.client.collect(&call, &mut Until::Never))
     }
 }
 

@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use super::{IpcClient, Shared};
 use crate::client::{
-    Brings, Core, Item, ItemError, Outgoing, Started, Until, at_once, kind_of, read, try_sent,
-    written,
+    Brings, Core, Item, ItemError, Outgoing, Started, Until, at_once, read, try_sent, written,
 };
 use crate::codec::{Decode, Encode, Form};
 use crate::error::CallError;
 use crate::method::{ClientStream, Duplex, OneWay, ServerStream, Unary};
 use crate::payload::Payload;
+use crate::spans::{CallSpan, code_of, observe};
 use crate::{CallOptions, WhenFull};
 
 impl IpcClient {
@@ -26,7 +26,7 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let mut written = written(method, request, "request", None)?;
-        let reply = self.call_out(Outgoing::written(kind_of(method), &mut written, None))?;
+        let reply = self.call_out(Outgoing::written(method, &mut written, None))?;
         read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 
@@ -46,7 +46,7 @@ impl IpcClient {
     {
         let travel = options.travel();
         let mut written = written(method, request, "request", travel.as_ref())?;
-        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let out = Outgoing::written(method, &mut written, travel.as_ref());
         let reply = self.call_out(out)?;
         read::<R, C>(method.name(), "reply", reply, options.form())
     }
@@ -61,11 +61,14 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let mut written = written(method, request, "request", None)?;
-        let out = Outgoing::written(kind_of(method), &mut written, None);
-        let call = at_once(self.shared.core.start_call(out))?;
-        let mut until = Until::Never;
-        self.sent(&mut until);
-        read::<R, C>(method.name(), "reply", self.collect(&call, &mut until)?, Form::Own)
+        let out = Outgoing::written(method, &mut written, None);
+        let reply = observe(self.span(&out), || {
+            let call = at_once(self.shared.core.start_call(out))?;
+            let mut until = Until::Never;
+            self.sent(&mut until);
+            self.collect(&call, &mut until)
+        })?;
+        read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 
     /// Sends a message that has no reply. Waits while there is no room for it.
@@ -93,7 +96,7 @@ impl IpcClient {
         when_full: WhenFull,
     ) -> Result<(), CallError> {
         let mut written = written(method, message, "message", None)?;
-        self.send_out(Outgoing::written(kind_of(method), &mut written, None), when_full)
+        self.send_out(Outgoing::written(method, &mut written, None), when_full)
     }
 
     /// As [`IpcClient::send`], with a time limit to wait for room, metadata, a trace, or in JSON.
@@ -109,7 +112,7 @@ impl IpcClient {
     ) -> Result<(), CallError> {
         let travel = options.travel();
         let mut written = written(method, message, "message", travel.as_ref())?;
-        let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let mut out = Outgoing::written(method, &mut written, travel.as_ref());
         let mut until = out.until();
         self.start(&mut until, |core, settled| core.start_oneway(out.again(settled)))
     }
@@ -130,7 +133,7 @@ impl IpcClient {
     {
         let travel = options.travel();
         let mut written = written(method, request, "request", travel.as_ref())?;
-        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let out = Outgoing::written(method, &mut written, travel.as_ref());
         let call = self.open(out, Brings::Items { caller_sends: false })?;
         Ok(ItemStream::new(Arc::new(call), method.name()))
     }
@@ -146,7 +149,7 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Upload<Q, R, C>, CallError> {
         let travel = options.travel();
-        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::empty(method) };
         let call = self.open(out, Brings::Items { caller_sends: true })?;
         let sender = ItemSender::new(Arc::new(call), method.name());
         Ok(Upload { sender, types: PhantomData })
@@ -163,7 +166,7 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Halves<Q, R, C>, CallError> {
         let travel = options.travel();
-        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::empty(method) };
         let call = Arc::new(self.open(out, Brings::Items { caller_sends: true })?);
         let sender = ItemSender::new(Arc::clone(&call), method.name());
         Ok((sender, ItemStream::new(call, method.name())))
@@ -171,10 +174,15 @@ impl IpcClient {
 
     fn open(&self, mut out: Outgoing<'_>, brings: Brings) -> Result<OpenCall, CallError> {
         let mut until = out.until();
+        let (span, form) = (self.span(&out), out.form());
         let start = |core: &Core, settled| core.start(out.again(settled), brings);
-        let call = self.start(&mut until, start)?;
+        let started = self.start(&mut until, start);
+        if let (Some(span), Err(_)) = (&span, &started) {
+            span.end(code_of(&started));
+        }
+        let (call, deadline) = (started?, until.settle());
         let client = IpcClient { shared: Arc::clone(&self.shared) };
-        Ok(OpenCall { client, call, deadline: until.settle(), form: out.form() })
+        Ok(OpenCall { client, call, deadline, form, span })
     }
 }
 
@@ -188,9 +196,18 @@ struct OpenCall {
     call: Started,
     deadline: Option<Instant>,
     form: Form,
+    span: Option<Box<CallSpan>>,
 }
 
 impl OpenCall {
+    /// How the call ended, for its span.
+    fn ended<T>(&self, how: Result<T, CallError>) -> Result<T, CallError> {
+        if let Some(span) = &self.span {
+            span.end(code_of(&how));
+        }
+        how
+    }
+
     fn shared(&self) -> &Shared {
         &self.client.shared
     }
@@ -281,14 +298,15 @@ impl<T, C: Decode<T>> Iterator for ItemStream<T, C> {
         match call.item() {
             Ok(Item::Here(item)) => Some(read::<T, C>(self.method, "item", item, call.form)),
             Ok(Item::Over(outcome)) => {
-                let ended = call.shared().core.conclude(outcome);
+                let ended = call.ended(call.shared().core.conclude(outcome));
                 self.call = None;
                 ended.err().map(Err)
             }
             Err(error) => {
+                let ended = call.ended(Err(error));
                 call.give_up();
                 self.call = None;
-                Some(Err(error))
+                Some(ended)
             }
         }
     }
@@ -405,11 +423,13 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
     ///
     /// As [`IpcClient::call`].
     pub fn finish(mut self) -> Result<R, CallError> {
-        self.sender.end()?;
+        let finished = self.sender.end();
         let call = &self.sender.call;
+        finished.or_else(|error| call.ended(Err(error)))?;
         loop {
-            if let Item::Over(outcome) = call.item()? {
-                let reply = call.shared().core.conclude(outcome)?;
+            let item = call.item().or_else(|error| call.ended(Err(error)))?;
+            if let Item::Over(outcome) = item {
+                let reply = call.ended(call.shared().core.conclude(outcome))?;
                 return read::<R, C>(self.sender.method, "reply", reply, call.form);
             }
             // Such a method has no stream of replies.

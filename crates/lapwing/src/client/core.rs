@@ -28,14 +28,17 @@ use lapwing_shm::{Doorbell, OwnBlock, Sleeper, Spin, Spinner, has_kept_buffers, 
 use super::options::Until;
 use super::stats::Counters;
 use super::streams::{Owed, StreamCall};
+use super::typed::kind_of;
 use crate::bulk::{BulkIn, Reserved};
 use crate::codec::Form;
+use crate::compression::{has_contexts, sweep_contexts};
 use crate::error::{CallError, Delivered, EndReason};
 use crate::handshake::plain;
 use crate::link::{
     Agreed, Body, Broken, Link, Metadata, Receiving, SendError, Sending, Written, call_header,
     connection_header, misbehaved, put_extensions, take_extensions,
 };
+use crate::method::{Method, Shape};
 use crate::payload::{Frame, Payload};
 
 /// Locks, also after a panic elsewhere: every critical section leaves its value whole.
@@ -143,6 +146,8 @@ pub(crate) struct Room {
 /// A frame to start a call or a one-way message with.
 pub(crate) struct Outgoing<'a> {
     pub(crate) kind: Kind,
+    /// The method's name, for spans; empty where it is not known.
+    pub(crate) name: &'static str,
     pub(crate) what: What<'a>,
     /// What its extension block carries, if it has one.
     pub(crate) travel: Option<&'a Travel<'a>>,
@@ -163,17 +168,23 @@ impl<'a> Outgoing<'a> {
     /// Bytes, with nothing beside them.
     #[inline]
     pub(crate) fn plain(kind: Kind, payload: &'a [u8]) -> Outgoing<'a> {
-        Outgoing { kind, what: What::Bytes(payload), travel: None, settled: None }
+        Outgoing { kind, name: "", what: What::Bytes(payload), travel: None, settled: None }
     }
 
     /// A frame that was put together for this travel.
     #[inline]
-    pub(crate) fn written(
-        kind: Kind,
+    pub(crate) fn written<S: Shape, Q, R, C>(
+        method: Method<S, Q, R, C>,
         written: &'a mut Written,
         travel: Option<&'a Travel<'a>>,
     ) -> Outgoing<'a> {
-        Outgoing { kind, what: What::Written(written), travel, settled: None }
+        Outgoing { what: What::Written(written), travel, ..Outgoing::empty(method) }
+    }
+
+    /// No payload, for this method.
+    #[inline]
+    pub(crate) fn empty<S: Shape, Q, R, C>(method: Method<S, Q, R, C>) -> Outgoing<'a> {
+        Outgoing { name: method.name(), ..Outgoing::plain(kind_of(method), &[]) }
     }
 
     /// The same once more, to be tried after it had to wait.
@@ -522,6 +533,7 @@ impl Core {
     /// Whether there is bulk memory that should be swept in a while.
     pub(crate) fn has_bulk(&self) -> bool {
         has_kept_buffers()
+            || has_contexts()
             || self.bulk.as_ref().is_some_and(|bulk| bulk.is_in_use())
             || lock(&self.outbox).sending.has_bulk()
     }
@@ -532,6 +544,7 @@ impl Core {
             bulk.sweep();
         }
         sweep_buffers();
+        sweep_contexts();
         self.outbox().sending.sweep()
     }
 
@@ -996,6 +1009,9 @@ impl Core {
 
     #[cold]
     fn handle_connection_frame(&self, header: &Header, frame: &[u8]) -> Result<(), Broken> {
+        if header.flags.intersects(UNSUPPORTED) {
+            return Err(misbehaved(WireError::BadFlags, "a flag that was not agreed on"));
+        }
         if header.kind == Kind::CREDIT && header.flags.is_one_way() {
             return self.deliver_credit(header, frame);
         }

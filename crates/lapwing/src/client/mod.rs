@@ -32,7 +32,7 @@ use tokio::io::Interest;
 use tokio::sync::Notify;
 
 pub(crate) use self::core::{
-    Brings, Core, Inbox, Outcome, Outgoing, Room, StartError, Started, What, lock,
+    Brings, Core, Inbox, Outcome, Outgoing, Room, StartError, Started, Travel, What, lock,
 };
 use self::driver::Driver;
 pub use self::options::{CallOptions, ClientOptions, FrameChecksum, Transport, WhenFull};
@@ -40,7 +40,7 @@ pub(crate) use self::options::{Until, checksum_set, program_name};
 pub use self::stats::ClientStats;
 pub(crate) use self::streams::{Item, ItemError};
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
-pub(crate) use self::typed::{at_once, kind_of, read, try_sent, written};
+pub(crate) use self::typed::{at_once, read, try_sent, written};
 use crate::ambient::Ambient;
 use crate::bulk::Reserved;
 use crate::control::ControlSocket;
@@ -49,6 +49,7 @@ use crate::error::{CallError, ConnectError, EndReason};
 use crate::handshake::ClientHello;
 use crate::methods;
 use crate::payload::Payload;
+use crate::spans::{self, CallSpan, observed};
 use crate::waking::watch;
 
 /// How long nobody may look before the driver arms the sleep word.
@@ -241,8 +242,9 @@ impl IpcClient {
             Err(bytes) => (None, bytes),
         };
         let what = block.as_ref().map_or(What::Bytes(&payload), What::Block);
-        let out = Outgoing { kind, what, travel: travel.as_ref(), settled: None };
-        within(out.until(), self.call_now(out, false)).await
+        let travel = travel.as_ref();
+        let out = Outgoing { what, travel, ..Outgoing::plain(kind, &[]) };
+        self.call_with_travel(out, false).await
     }
 
     /// Asks the connection itself for an answer, past every route; the time it took.
@@ -351,7 +353,7 @@ impl IpcClient {
 
     /// Calls with what the task's own call passes on, if it serves one.
     async fn call_kind(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
-        if Ambient::is_here() {
+        if Ambient::is_here() || spans::are_wanted() {
             return Box::pin(self.call_inheriting(kind, payload)).await;
         }
         self.call_now(Outgoing::plain(kind, payload), false).await
@@ -361,7 +363,21 @@ impl IpcClient {
         let options = CallOptions::default();
         let travel = options.travel();
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
-        within(out.until(), self.call_now(out, false)).await
+        self.call_with_travel(out, false).await
+    }
+
+    fn span(&self, out: &Outgoing<'_>) -> Option<Box<CallSpan>> {
+        spans::calling(out.kind, out.name, self.shared.core.agreed.connection_id, out.travel)
+    }
+
+    /// Calls within the time that the travel gives.
+    async fn call_with_travel(
+        &self,
+        out: Outgoing<'_>,
+        only_with_room: bool,
+    ) -> Result<Payload, CallError> {
+        let span = self.span(&out);
+        observed(span, within(out.until(), self.call_now(out, only_with_room))).await
     }
 
     async fn call_now(

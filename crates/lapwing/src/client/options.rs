@@ -12,6 +12,7 @@ use super::core::Travel;
 use crate::ambient::Ambient;
 use crate::bulk::BulkTerms;
 use crate::codec::Form;
+use crate::compression::Compression;
 use crate::link::Metadata;
 
 /// Where the frames of a connection go.
@@ -59,6 +60,10 @@ pub struct ClientOptions {
     pub bulk_idle: Duration,
     /// Borrow payloads from the server's bulk memory instead of copying them out. Default: no.
     pub in_place: Option<CooperativePeers>,
+    /// Whether payloads are compressed, where the server wants it, too. Default: over the socket. With the cargo
+    /// feature `compression`.
+    #[cfg(feature = "compression")]
+    pub compression: Compression,
     /// Calls in flight at once. Default 256.
     pub calls_in_flight: u32,
     /// How long the handshake may take. Default 5 s.
@@ -81,6 +86,8 @@ impl Default for ClientOptions {
             bulk_bytes: limits::BULK_BYTES.into(),
             bulk_idle: Duration::from_millis(limits::BULK_IDLE_MS.into()),
             in_place: None,
+            #[cfg(feature = "compression")]
+            compression: Compression::default(),
             calls_in_flight: wanted.calls_in_flight,
             handshake: Duration::from_millis(limits::HANDSHAKE_MS.into()),
             drain: Duration::from_millis(limits::DRAIN_MS.into()),
@@ -120,9 +127,18 @@ impl ClientOptions {
         hello.checksums = checksum_set(self.checksum);
         hello.features = Features::JSON;
         if self.bulk_bytes > 0 && self.transport == Transport::SharedMemory {
-            hello.features = hello.features.and(Features::BULK);
+            hello.features = hello.features.union(Features::BULK);
         }
+        let compression = self.compression().wanted(self.transport == Transport::Socket);
+        hello.features = hello.features.union(compression);
         hello
+    }
+
+    fn compression(&self) -> Compression {
+        #[cfg(feature = "compression")]
+        return self.compression;
+        #[cfg(not(feature = "compression"))]
+        Compression::default()
     }
 
     pub(crate) fn bulk_terms(&self) -> BulkTerms {
@@ -211,7 +227,8 @@ impl CallOptions {
         self
     }
 
-    /// The trace that the call belongs to. Default: that of the call whose handler makes this one.
+    /// The trace that the call belongs to, and the span that makes it. Default: the trace of the call whose handler
+    /// makes this one.
     #[must_use]
     pub fn trace(mut self, trace: TraceContext) -> CallOptions {
         self.trace = Some(trace);

@@ -20,6 +20,7 @@ use crate::error::CallError;
 use crate::link::{Metadata, Written};
 use crate::method::{ClientStream, Duplex, Method, OneWay, ServerStream, Shape, Unary};
 use crate::payload::Payload;
+use crate::spans::{self, CallSpan, code_of};
 
 /// The frame of a request, put together with what travels with it.
 #[inline]
@@ -80,11 +81,11 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let reply = if Ambient::is_here() {
+        let reply = if Ambient::is_here() || spans::are_wanted() {
             Box::pin(self.call_written(method, request, &CallOptions::default(), false)).await?
         } else {
             let mut written = written(method, request, "request", None)?;
-            self.call_now(Outgoing::written(kind_of(method), &mut written, None), false).await?
+            self.call_now(Outgoing::written(method, &mut written, None), false).await?
         };
         read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
@@ -165,7 +166,7 @@ impl IpcClient {
         when_full: WhenFull,
     ) -> Result<(), CallError> {
         let mut written = written(method, message, "message", None)?;
-        let out = Outgoing::written(kind_of(method), &mut written, None);
+        let out = Outgoing::written(method, &mut written, None);
         self.send_out(out, when_full).await
     }
 
@@ -186,7 +187,7 @@ impl IpcClient {
     ) -> Result<(), CallError> {
         let travel = options.travel();
         let mut written = written(method, message, "message", travel.as_ref())?;
-        let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let mut out = Outgoing::written(method, &mut written, travel.as_ref());
         let core = &self.shared.core;
         let until = out.until();
         let start = |settled| core.start_oneway(out.again(settled));
@@ -235,7 +236,7 @@ impl IpcClient {
     {
         let travel = options.travel();
         let mut written = written(method, request, "request", travel.as_ref())?;
-        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let out = Outgoing::written(method, &mut written, travel.as_ref());
         let call = self.open(out, Brings::Items { caller_sends: false }).await?;
         Ok(ItemStream::new(call, method.name()))
     }
@@ -255,7 +256,7 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Upload<Q, R, C>, CallError> {
         let travel = options.travel();
-        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::empty(method) };
         let call = self.open(out, Brings::Items { caller_sends: true }).await?;
         let sender = ItemSender::new(Arc::new(call), method.name());
         Ok(Upload { sender, types: PhantomData })
@@ -276,7 +277,7 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Halves<Q, R, C>, CallError> {
         let travel = options.travel();
-        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::empty(method) };
         let call = Arc::new(self.open(out, Brings::Items { caller_sends: true }).await?);
         let sender = ItemSender::new(Arc::clone(&call), method.name());
         Ok((sender, ItemStream::of(call, method.name())))
@@ -294,18 +295,23 @@ impl IpcClient {
     {
         let travel = options.travel();
         let mut written = written(method, request, "request", travel.as_ref())?;
-        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
-        super::within(out.until(), self.call_now(out, only_with_room)).await
+        let out = Outgoing::written(method, &mut written, travel.as_ref());
+        self.call_with_travel(out, only_with_room).await
     }
 
     async fn open(&self, mut out: Outgoing<'_>, brings: Brings) -> Result<OpenCall, CallError> {
         let core = &self.shared.core;
         let deadline = out.until().settle();
         let until = Until::from(deadline);
+        let (span, form) = (self.span(&out), out.form());
         let start = |settled| core.start(out.again(settled), brings);
-        let started = super::within(until, self.poll_start(until, start)).await?;
+        let started = super::within(until, self.poll_start(until, start)).await;
+        if let (Some(span), Err(_)) = (&span, &started) {
+            span.end(code_of(&started));
+        }
+        let call = started?;
         self.sent();
-        Ok(OpenCall { shared: Arc::clone(&self.shared), call: started, deadline, form: out.form() })
+        Ok(OpenCall { shared: Arc::clone(&self.shared), call, deadline, form, span })
     }
 }
 
@@ -319,9 +325,18 @@ struct OpenCall {
     call: Started,
     deadline: Option<std::time::Instant>,
     form: Form,
+    span: Option<Box<CallSpan>>,
 }
 
 impl OpenCall {
+    /// How the call ended, for its span.
+    fn ended<T>(&self, how: Result<T, CallError>) -> Result<T, CallError> {
+        if let Some(span) = &self.span {
+            span.end(code_of(&how));
+        }
+        how
+    }
+
     fn give_up(&self) {
         self.shared.core.abandon(self.call.id);
         self.shared.sent();
@@ -432,15 +447,16 @@ impl<T, C: Decode<T>> ItemStream<T, C> {
                 Poll::Ready(Some(read::<T, C>(self.method, "item", item, call.form)))
             }
             Poll::Ready(Item::Over(outcome)) => {
-                let ended = call.shared.core.conclude(outcome);
+                let ended = call.ended(call.shared.core.conclude(outcome));
                 self.call = None;
                 Poll::Ready(ended.err().map(Err))
             }
             Poll::Pending => {
                 let timer = self.timer.as_mut();
                 if timer.is_some_and(|timer| timer.as_mut().poll(cx).is_ready()) {
+                    let over = call.ended(Err(CallError::DeadlineExceeded));
                     self.end();
-                    return Poll::Ready(Some(Err(CallError::DeadlineExceeded)));
+                    return Poll::Ready(Some(over));
                 }
                 Poll::Pending
             }
@@ -596,8 +612,9 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
     ///
     /// Dropped before it completes the call is cancelled.
     pub async fn finish(mut self) -> Result<R, CallError> {
-        self.sender.end().await?;
+        let finished = self.sender.end().await;
         let call = &self.sender.call;
+        finished.or_else(|error| call.ended(Err(error)))?;
         let over = poll_fn(|cx| {
             loop {
                 match call.poll_item(cx.waker()) {
@@ -608,8 +625,8 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
                 }
             }
         });
-        let outcome = super::within(call.deadline.into(), over).await?;
-        let reply = call.shared.core.conclude(outcome)?;
+        let outcome = super::within(call.deadline.into(), over).await;
+        let reply = call.ended(outcome.and_then(|outcome| call.shared.core.conclude(outcome)))?;
         read::<R, C>(self.sender.method, "reply", reply, call.form)
     }
 }

@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 
 use super::ahead::Ahead;
 use super::handler::{
-    AsyncHandler, Caller, Handler, InlineCall, LONG_BYTES, Panicked, Request, Running, run_inline,
-    run_typed,
+    AsyncHandler, Caller, Handler, InlineCall, LONG_BYTES, Panicked, Request, Running, code_of,
+    run_inline, run_typed,
 };
 use super::items::StreamLink;
 use super::router::Route;
@@ -31,15 +31,21 @@ use crate::ambient::Ambient;
 use crate::bulk::{BulkIn, Long, Reserved};
 use crate::client::{LINGER, lock};
 use crate::codec::Form;
+use crate::compression::{has_contexts, sweep_contexts};
 use crate::link::{
     Broken, Carried, Link, Metadata, Receiving, SendError, Sending, call_header, connection_header,
     misbehaved, take_extensions,
 };
 use crate::payload::{Frame, Payload};
+use crate::spans::{self, CallSpan};
 use crate::waking::{Bells, until, yield_to_others};
 
 /// Frames handled in one turn, at most.
 const FRAMES_PER_TURN: usize = 64;
+
+/// A frame counts as one more for each of these bytes of payload, expanded, so that a turn does not last long
+/// because a few bytes in a ring expand to many.
+const BYTES_OF_A_FRAME: usize = 64 * 1024;
 
 /// Turns before other tasks of the runtime get theirs.
 const TURNS: usize = 16;
@@ -371,6 +377,7 @@ impl Connection {
             Some(at) if Instant::now() >= at => {
                 bulk.inspect(|bulk| bulk.sweep());
                 sweep_buffers();
+                sweep_contexts();
                 lock(&self.out.outbox).sending.sweep()?;
                 self.sweep_at = None;
             }
@@ -378,6 +385,7 @@ impl Connection {
             None => {}
         }
         if has_kept_buffers()
+            || has_contexts()
             || bulk.is_some_and(|bulk| bulk.is_in_use())
             || lock(&self.out.outbox).sending.has_bulk()
         {
@@ -426,7 +434,8 @@ impl Connection {
     /// Handles what is here, up to a turn's worth, and looks at the peer's bell once.
     fn handle_frames(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Result<Progress, Broken> {
         let mut progress = Progress::Nothing;
-        for _ in 0..FRAMES_PER_TURN {
+        let mut left = FRAMES_PER_TURN;
+        while left > 0 {
             if self.calls.len() >= self.calls_in_flight && self.is_saturated() {
                 progress = Progress::Saturated;
                 break;
@@ -438,6 +447,7 @@ impl Connection {
             let Some(header) = next else {
                 break;
             };
+            left = left.saturating_sub(1 + header.length as usize / BYTES_OF_A_FRAME);
             progress = Progress::Frames;
             if header.flags.contains(Flags::PRIORITY) && self.ahead.is_none() {
                 self.ahead = Some(Box::default());
@@ -519,7 +529,13 @@ impl Connection {
             Handler::Inline(handler) => {
                 let mut long = None;
                 let payload = self.frame.payload();
+                let span = spans::serving(&route.name, &self.caller, header, carried.as_ref());
+                let entered = span.as_deref().map(CallSpan::enter);
                 let ran = run_inline(handler, &self.caller, payload, &mut self.reply, &mut long);
+                drop(entered);
+                if let Some(span) = span {
+                    span.end(code_of(&ran));
+                }
                 self.reply_long = long.map(|long| Payload::from_long(Long::Buffer(long)));
                 match ran {
                     Ok(Ok(())) => self.answer(header),
@@ -528,15 +544,23 @@ impl Connection {
                 }
             }
             Handler::Typed(handler) => {
-                let Carried { remaining, more } = carried.unwrap_or_default();
-                let (trace, metadata, form) = match &more {
+                let remaining = carried.as_ref().and_then(|carried| carried.remaining);
+                let more = carried.as_ref().and_then(|carried| carried.more.as_deref());
+                let (trace, metadata, form) = match more {
                     Some(more) => (more.trace, &more.metadata, more.form),
                     None => (None, &Metadata::NONE, Form::Own),
                 };
                 let caller = &*self.caller;
                 let call = InlineCall { caller, remaining, metadata, trace, form };
                 let payload = self.frame.take_payload();
-                match run_typed(handler, &call, payload, &mut self.reply) {
+                let span = spans::serving(&route.name, caller, header, carried.as_ref());
+                let entered = span.as_deref().map(CallSpan::enter);
+                let ran = run_typed(handler, &call, payload, &mut self.reply);
+                drop(entered);
+                if let Some(span) = span {
+                    span.end(code_of(&ran));
+                }
+                match ran {
                     Ok(Ok(())) => {
                         if self.reply.len() > Header::BYTES + LONG_BYTES {
                             self.reply_long = Some(Payload::behind_header(&mut self.reply));
@@ -555,6 +579,7 @@ impl Connection {
                 );
                 request.reply_bytes_max = self.message_max;
                 request.out = Some(Arc::clone(&self.out));
+                request.span = spans::serving(&route.name, &self.caller, header, carried.as_ref());
                 if let Some(carried) = carried {
                     let Carried { remaining, more } = carried;
                     // A time too long for the clock is none.

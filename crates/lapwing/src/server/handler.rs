@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use lapwing_proto::{Header, Status, TraceContext};
+use lapwing_proto::{Code, Header, Status, TraceContext};
 use lapwing_shm::Buffer;
 
 use super::connection::Out;
 use super::items::{ItemSink, ItemSource, StreamLink};
-use super::running::{CallState, Cancellation};
+use super::running::{CallEnd, CallState, Cancellation};
 use crate::ambient::Ambient;
 use crate::bulk::Reserved;
 use crate::client::lock;
@@ -22,6 +22,7 @@ use crate::codec::Form;
 use crate::link::Metadata;
 use crate::payload::Payload;
 use crate::peer::PeerCredentials;
+use crate::spans::CallSpan;
 
 /// The connection a call came in on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,9 +53,11 @@ pub struct Request {
     pub cancellation: Cancellation,
     /// The caller's pairs, 8 KiB at most.
     pub metadata: Metadata,
-    /// The trace that the call belongs to. Calls that the handler makes from its own task inherit it.
+    /// The trace that the call belongs to, as its caller sent it. Calls that the handler makes from its own task
+    /// belong to it, too; where the call's span is recorded, they carry that span's id as their parent's.
     pub trace: Option<TraceContext>,
     pub(crate) form: Form,
+    pub(crate) span: Option<Box<CallSpan>>,
     pub(crate) stream: Option<StreamLink>,
     pub(crate) out: Option<Arc<Out>>,
 }
@@ -73,6 +76,7 @@ impl Request {
             metadata: Metadata::default(),
             trace: None,
             form: Form::Own,
+            span: None,
             stream: None,
             out: None,
         }
@@ -96,7 +100,8 @@ impl Request {
     }
 
     pub(crate) fn ambient(&self) -> Ambient {
-        Ambient { deadline: self.deadline, trace: self.trace }
+        let own = self.span.as_ref().and_then(|span| span.context());
+        Ambient { deadline: self.deadline, trace: own.or(self.trace) }
     }
 
     /// Where the items of the reply go, in a method whose shape has them.
@@ -302,6 +307,7 @@ where
                 handler: Arc::clone(&self.handler),
                 future: Box::pin(None),
                 state: Arc::default(),
+                span: None,
             })
         });
         place.set(Some(request))?;
@@ -321,6 +327,16 @@ struct Place<F, Fut> {
     handler: Arc<F>,
     future: Pin<Box<Option<Fut>>>,
     state: Arc<CallState>,
+    span: Option<Box<CallSpan>>,
+}
+
+/// What a handler's end is called in its span.
+pub(crate) fn code_of<T>(ended: &Result<Result<T, Status>, Panicked>) -> Code {
+    match ended {
+        Ok(Ok(_)) => Code::Ok,
+        Ok(Err(status)) => status.code,
+        Err(Panicked) => Code::Internal,
+    }
 }
 
 impl<F, Fut, T> Running for Place<F, Fut>
@@ -330,19 +346,35 @@ where
     T: Into<Payload>,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<Payload, Status>, Panicked>> {
-        let future = &mut self.future;
+        let Place { future, span, .. } = self;
+        let entered = span.as_deref().map(CallSpan::enter);
         let polled = catch_unwind(AssertUnwindSafe(|| match future.as_mut().as_pin_mut() {
             Some(future) => future.poll(cx).map(|ended| ended.map(Into::into)),
             None => Poll::Ready(Err(Status::internal("the call was polled after its end"))),
         }));
-        match polled {
+        drop(entered);
+        let polled = match polled {
             Ok(polled) => polled.map(Ok),
             Err(_) => Poll::Ready(Err(Panicked)),
+        };
+        if let (Some(span), Poll::Ready(ended)) = (span, &polled) {
+            span.end(code_of(ended));
         }
+        polled
     }
 
-    fn set(&mut self, request: Option<Request>) -> Result<(), Panicked> {
-        let Place { handler, future, state } = self;
+    fn set(&mut self, mut request: Option<Request>) -> Result<(), Panicked> {
+        let Place { handler, future, state, span } = self;
+        match &mut request {
+            Some(request) => *span = request.span.take(),
+            // Dropped before its end.
+            None => {
+                if let Some(span) = span {
+                    span.end(state.has_ended().map_or(Code::Cancelled, CallEnd::code));
+                }
+            }
+        }
+        let is_over = request.is_none();
         let request = request.map(|mut request| {
             // What an earlier call of this place started elsewhere may still hold that call's state.
             match Arc::get_mut(state) {
@@ -353,8 +385,17 @@ where
             request
         });
         // The old future's drop and the handler's own code, up to its first await, are foreign.
-        catch_unwind(AssertUnwindSafe(|| future.as_mut().set(request.map(|r| handler(r)))))
-            .map_err(|_| Panicked)
+        let entered = span.as_deref().map(CallSpan::enter);
+        let set =
+            catch_unwind(AssertUnwindSafe(|| future.as_mut().set(request.map(|r| handler(r)))));
+        drop(entered);
+        if let (Some(span), Err(_)) = (&span, &set) {
+            span.end(Code::Internal);
+        }
+        if is_over {
+            *span = None;
+        }
+        set.map_err(|_| Panicked)
     }
 
     fn state(&self) -> &Arc<CallState> {

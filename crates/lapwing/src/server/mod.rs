@@ -36,6 +36,7 @@ pub use self::typed::{Call, Inline, Route, Sink, Source};
 use crate::bulk::Account;
 use crate::client::{FrameChecksum, checksum_set, lock, program_name};
 use crate::codec::{Codec, Raw};
+use crate::compression::Compression;
 use crate::endpoint::{Listener, endpoint_path};
 use crate::error::BindError;
 use crate::payload::Payload;
@@ -129,6 +130,7 @@ pub struct Builder {
     spin: Spin,
     checksum: FrameChecksum,
     shared_memory: bool,
+    compression: Compression,
     in_place: Option<CooperativePeers>,
     program: String,
 }
@@ -216,6 +218,7 @@ impl IpcServer {
             spin: Spin::default(),
             checksum: FrameChecksum::default(),
             shared_memory: true,
+            compression: Compression::default(),
             in_place: None,
             program: program_name(),
         }
@@ -344,6 +347,15 @@ impl Builder {
         self
     }
 
+    /// Whether payloads are compressed, where a client wants it, too. Default: over the socket. With the cargo
+    /// feature `compression`.
+    #[cfg(feature = "compression")]
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Builder {
+        self.compression = compression;
+        self
+    }
+
     /// Lends requests in clients' bulk memory to handlers in place, instead of copying them out.
     ///
     /// # Examples
@@ -387,15 +399,14 @@ impl Builder {
             Some(listener) => listener,
             None => Listener::bind(&endpoint_path(&self.program).map_err(BindError::from)?)?,
         };
+        let bulk = if self.limits.bulk_bytes > 0 { Features::BULK } else { Features::NONE };
         let offer = ServerOffer {
             limits: LimitsGranted { message_bytes, calls_in_flight },
             checksums: checksum_set(self.checksum),
             shared_memory: self.shared_memory.then_some(self.limits.ring_bytes),
             program: crate::handshake::plain(&self.program),
-            features: match self.limits.bulk_bytes {
-                0 => Features::JSON,
-                _ => Features::JSON.and(Features::BULK),
-            },
+            features: bulk.union(Features::JSON).union(self.compression.wanted(false)),
+            socket_features: self.compression.wanted(true),
             ..ServerOffer::default()
         };
         let path = listener.path().to_owned();

@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use lapwing_proto::{Credit, CreditError, ReceiveCredit, SendCredit, Status};
+use lapwing_proto::{Code, Credit, CreditError, ReceiveCredit, SendCredit, Status};
 
 use crate::client::lock;
 use crate::payload::Payload;
@@ -25,6 +25,13 @@ pub(crate) enum CallEnd {
 }
 
 impl CallEnd {
+    pub(crate) fn code(self) -> Code {
+        match self {
+            CallEnd::DeadlineExceeded => Code::DeadlineExceeded,
+            CallEnd::Cancelled | CallEnd::Disconnected | CallEnd::Over => Code::Cancelled,
+        }
+    }
+
     pub(crate) fn status(self) -> Status {
         match self {
             CallEnd::Cancelled => Status::cancelled("the caller gave the call up"),

@@ -31,7 +31,8 @@ pub struct Call {
     pub cancellation: Cancellation,
     /// The caller's pairs.
     pub metadata: Metadata,
-    /// The trace that the call belongs to. Calls that the handler makes from its own task inherit it.
+    /// The trace that the call belongs to, as its caller sent it. Calls that the handler makes from its own task
+    /// belong to it, too; where the call's span is recorded, they carry that span's id as their parent's.
     pub trace: Option<TraceContext>,
     /// The longest reply or item the connection takes, in bytes.
     pub reply_bytes_max: usize,

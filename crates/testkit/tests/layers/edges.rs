@@ -39,6 +39,8 @@ const TABLE: &[Row] = &[
             "thiserror",
             "tokio",
             "tracing",
+            // The optional feature `compression`.
+            "zstd-safe",
         ]),
     },
     Row { package: "lapwing-ops", lapwing: &["lapwing"], others: None },
