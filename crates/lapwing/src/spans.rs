@@ -140,7 +140,7 @@ fn begin_calling(
     let span = tracing::debug_span!(
         target: TARGET,
         "lapwing.call",
-        method = Empty,
+        method = (!method.is_empty()).then_some(method),
         kind = %kind,
         connection,
         trace_id = Empty,
@@ -148,9 +148,6 @@ fn begin_calling(
         metadata = Empty,
         code = Empty,
     );
-    if !method.is_empty() {
-        span.record("method", method);
-    }
     if let Some(travel) = travel {
         record_metadata(&span, travel.metadata);
         if let Some(trace) = travel.trace.filter(TraceContext::is_valid) {
