@@ -14,7 +14,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use lapwing_proto::{Description, Kind};
-use lapwing_shm::{Poller, Spin};
+use lapwing_shm::{Poller, SPIN_BOUND, Spin, Spinner};
 
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
 use crate::bulk::Reserved;
@@ -425,6 +425,7 @@ impl IpcClient {
         deadline: Option<Instant>,
     ) -> Option<T> {
         let core = &self.shared.core;
+        let mut room_since = None;
         loop {
             match core.deliver(inbox, mine) {
                 Ok(Some(outcome)) => return Some(found(outcome)),
@@ -438,9 +439,20 @@ impl IpcClient {
                 return Some(answer);
             }
             inbox.disarm();
-            if inbox.spin(LINGER) {
+            if core.room_wanted() {
+                // Room shows in no frame, so the look for frames is cut short, again and again.
+                if inbox.spin(Duration::ZERO) {
+                    room_since = None;
+                    continue;
+                }
+                if may_look_on(&inbox.spinner, *room_since.get_or_insert_with(Instant::now)) {
+                    continue;
+                }
+            } else if inbox.spin(LINGER) {
+                room_since = None;
                 continue;
             }
+            room_since = None;
             // Looked for up to a millisecond: a deadline is not worth a look at the clock before.
             if is_over(deadline) {
                 return None;
@@ -490,6 +502,12 @@ impl IpcClient {
 
 fn far_away() -> Instant {
     Instant::now() + Duration::from_secs(365 * 24 * 3600)
+}
+
+/// Whether one that waits for room since then looks again before it rests.
+fn may_look_on(spinner: &Spinner, since: Instant) -> bool {
+    let limit = if spinner.policy() == Spin::Always { LINGER } else { SPIN_BOUND };
+    spinner.is_warm() && since.elapsed() < limit
 }
 
 fn is_over(deadline: Option<Instant>) -> bool {
