@@ -8,45 +8,78 @@ use hdrhistogram::Histogram;
 use lapwing::floor::{Bare, Floor};
 use lapwing::{CallOptions, IpcClient, Payload, blocking};
 
+use super::burst::Course;
+use super::in_place;
+use super::options::{Api, Options};
 use super::peer::{COUNT, ECHO, Items, STREAM, TOTAL, TYPED};
-use super::{Api, Options};
 
 /// What is sent through Lapwing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Load {
     RoundTrips,
     OneWay,
-    Pipelined(u32),
+    Pipelined,
     /// Round trips of a typed method with a deadline.
     Typed,
     /// One stream of replies.
     Stream,
+    /// One-way messages of five lengths in turn.
+    Mixed,
+    /// Round trips of long messages, copied at every step.
+    Echo,
+    /// Round trips of long messages that stay where they are.
+    InPlace,
+    /// One stream of replies at a steady pace, each item of which is timed.
+    Chunks,
+    /// Long messages at once, then nothing.
+    Burst,
 }
 
 /// A time that no call of a benchmark takes: what is measured is that there is one.
 const AMPLE: Duration = Duration::from_secs(60);
 
 /// One system in one round.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct Measured {
     /// Nanoseconds a sample, where each was timed.
     pub(super) latency: Option<Histogram<u64>>,
+    /// The same from when each was due, where that was fixed beforehand.
+    pub(super) from_due: Option<Histogram<u64>>,
     /// Messages in `seconds`.
     pub(super) messages: u64,
     pub(super) seconds: f64,
+    /// Bytes of their payloads, where those are not of one length.
+    pub(super) bytes: Option<u64>,
     /// The checksum that was agreed on, where there is one.
     pub(super) checksum: Option<&'static str>,
+    /// Memory of the other process after the load.
+    pub(super) memory: Option<Memory>,
+    /// Its memory in the course of a burst.
+    pub(super) burst: Option<Course>,
+}
+
+/// Memory of a process, in KiB.
+#[derive(Clone, Copy, PartialEq, PartialOrd, Default, Debug)]
+pub(super) struct Memory {
+    pub(super) private_kib: u64,
+    pub(super) shared_kib: u64,
+}
+
+impl Memory {
+    pub(super) fn kib(self) -> u64 {
+        self.private_kib + self.shared_kib
+    }
 }
 
 /// The longest sample told apart, in nanoseconds.
 const LONGEST_NS: u64 = 10_000_000_000;
 
-fn histogram() -> Histogram<u64> {
+pub(super) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LONGEST_NS, 3).expect("bounds are in order")
 }
 
 /// Times one sample after the other with one look at the clock for each.
-struct Timer {
+pub(super) struct Timer {
     latency: Histogram<u64>,
     begun: Instant,
     last: Instant,
@@ -54,22 +87,22 @@ struct Timer {
 }
 
 impl Timer {
-    fn start(clock_ns: u64) -> Timer {
+    pub(super) fn start(clock_ns: u64) -> Timer {
         let now = Instant::now();
         Timer { latency: histogram(), begun: now, last: now, clock_ns }
     }
 
-    fn lap(&mut self) {
+    pub(super) fn lap(&mut self) {
         let now = Instant::now();
         let took = u64::try_from((now - self.last).as_nanos()).unwrap_or(LONGEST_NS);
         self.last = now;
         self.latency.saturating_record(took.saturating_sub(self.clock_ns).max(1));
     }
 
-    fn finish(self) -> Measured {
+    pub(super) fn finish(self) -> Measured {
         let messages = self.latency.len();
         let seconds = (self.last - self.begun).as_secs_f64();
-        Measured { latency: Some(self.latency), messages, seconds, checksum: None }
+        Measured { latency: Some(self.latency), messages, seconds, ..Measured::default() }
     }
 }
 
@@ -102,31 +135,40 @@ pub(super) fn run_load(
     socket: &Path,
     options: &Options,
     load: Load,
+    server: u32,
     clock_ns: u64,
 ) -> anyhow::Result<Measured> {
+    let connecting = options.client(options.in_place.then(in_place::token));
     match options.api {
         Api::Blocking => {
-            let client = blocking::IpcClient::connect_with(socket, &options.client())?;
-            let measured = Blocking { client: &client, options, clock_ns }.run(load)?;
+            let client = blocking::IpcClient::connect_with(socket, &connecting)?;
+            let measured = Blocking { client: &client, options, server, clock_ns }.run(load)?;
             let checksum = Some(client.agreement().checksum);
             client.disconnect();
             Ok(Measured { checksum, ..measured })
         }
-        Api::Tokio => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
-                let client = IpcClient::connect_with(socket, options.client()).await?;
-                let measured = Async { client: &client, options, clock_ns }.run(load).await?;
-                let checksum = Some(client.agreement().checksum);
-                client.disconnect().await;
-                Ok(Measured { checksum, ..measured })
-            })
-        }
+        Api::Tokio => runtime()?.block_on(async {
+            let client = IpcClient::connect_with(socket, connecting).await?;
+            let measured = Async { client: &client, options, server, clock_ns }.run(load).await?;
+            let checksum = Some(client.agreement().checksum);
+            client.disconnect().await;
+            Ok(Measured { checksum, ..measured })
+        }),
     }
 }
 
+/// What an async client runs on.
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// Messages that were not timed one by one.
+pub(super) fn counted(messages: u64, seconds: f64) -> Measured {
+    Measured { messages, seconds, ..Measured::default() }
+}
+
 /// A payload that tells its number.
-fn payload(options: &Options) -> Vec<u8> {
+pub(super) fn payload(options: &Options) -> Vec<u8> {
     (0..options.payload).map(|i| i as u8).collect()
 }
 
@@ -136,10 +178,12 @@ pub(super) fn number(payload: &mut [u8], n: u64) {
     payload[..length].copy_from_slice(&bytes[..length]);
 }
 
-struct Blocking<'a> {
-    client: &'a blocking::IpcClient,
-    options: &'a Options,
-    clock_ns: u64,
+pub(super) struct Blocking<'a> {
+    pub(super) client: &'a blocking::IpcClient,
+    pub(super) options: &'a Options,
+    /// The process at the other end.
+    pub(super) server: u32,
+    pub(super) clock_ns: u64,
 }
 
 impl Blocking<'_> {
@@ -147,9 +191,14 @@ impl Blocking<'_> {
         match load {
             Load::RoundTrips => self.round_trips(),
             Load::OneWay => self.one_way(),
-            Load::Pipelined(in_flight) => self.pipelined(in_flight as usize),
+            Load::Pipelined => self.pipelined(self.options.in_flight as usize),
             Load::Typed => self.typed(),
             Load::Stream => self.stream(),
+            Load::Mixed => self.mixed(),
+            Load::Echo => self.echo(),
+            Load::InPlace => self.in_place(),
+            Load::Chunks => self.chunks(),
+            Load::Burst => self.burst(),
         }
     }
 
@@ -197,7 +246,7 @@ impl Blocking<'_> {
         }
         let seconds = begun.elapsed().as_secs_f64();
         ensure!(count == self.options.samples, "items were lost");
-        Ok(Measured { latency: None, messages: count, seconds, checksum: None })
+        Ok(counted(count, seconds))
     }
 
     fn one_way(&self) -> anyhow::Result<Measured> {
@@ -211,7 +260,7 @@ impl Blocking<'_> {
         let after = total(&self.client.call_raw(TOTAL, &[])?)?;
         let seconds = begun.elapsed().as_secs_f64();
         ensure!(after - before == self.options.samples, "messages were lost");
-        Ok(Measured { latency: None, messages: self.options.samples, seconds, checksum: None })
+        Ok(counted(self.options.samples, seconds))
     }
 
     fn pipelined(&self, in_flight: usize) -> anyhow::Result<Measured> {
@@ -234,14 +283,16 @@ impl Blocking<'_> {
             ensure!(call.collect()?.bytes() == expected, "a reply is wrong");
         }
         let seconds = begun.elapsed().as_secs_f64();
-        Ok(Measured { latency: None, messages: self.options.samples, seconds, checksum: None })
+        Ok(counted(self.options.samples, seconds))
     }
 }
 
-struct Async<'a> {
-    client: &'a IpcClient,
-    options: &'a Options,
-    clock_ns: u64,
+pub(super) struct Async<'a> {
+    pub(super) client: &'a IpcClient,
+    pub(super) options: &'a Options,
+    /// The process at the other end.
+    pub(super) server: u32,
+    pub(super) clock_ns: u64,
 }
 
 impl Async<'_> {
@@ -249,9 +300,14 @@ impl Async<'_> {
         match load {
             Load::RoundTrips => self.round_trips().await,
             Load::OneWay => self.one_way().await,
-            Load::Pipelined(in_flight) => self.pipelined(in_flight).await,
+            Load::Pipelined => self.pipelined(self.options.in_flight).await,
             Load::Typed => self.typed().await,
             Load::Stream => self.stream().await,
+            Load::Mixed => self.mixed().await,
+            Load::Echo => self.echo().await,
+            Load::InPlace => self.in_place().await,
+            Load::Chunks => self.chunks().await,
+            Load::Burst => self.burst().await,
         }
     }
 
@@ -295,7 +351,7 @@ impl Async<'_> {
         }
         let seconds = begun.elapsed().as_secs_f64();
         ensure!(count == self.options.samples, "items were lost");
-        Ok(Measured { latency: None, messages: count, seconds, checksum: None })
+        Ok(counted(count, seconds))
     }
 
     async fn one_way(&self) -> anyhow::Result<Measured> {
@@ -308,7 +364,7 @@ impl Async<'_> {
         let after = total(&self.client.call_raw(TOTAL, &[]).await?)?;
         let seconds = begun.elapsed().as_secs_f64();
         ensure!(after - before == self.options.samples, "messages were lost");
-        Ok(Measured { latency: None, messages: self.options.samples, seconds, checksum: None })
+        Ok(counted(self.options.samples, seconds))
     }
 
     /// As many tasks as calls in flight, each with one call at a time.
@@ -334,7 +390,7 @@ impl Async<'_> {
         }
         let seconds = begun.elapsed().as_secs_f64();
         let messages = each * u64::from(in_flight);
-        Ok(Measured { latency: None, messages, seconds, checksum: None })
+        Ok(counted(messages, seconds))
     }
 }
 

@@ -1,26 +1,33 @@
-//! `lapwing bench`: measures round trips, one-way messages, pipelined calls and streams between two real
-//! processes, interleaved with what the machine itself costs.
+//! `lapwing bench`: measures round trips, one-way messages, pipelined calls, streams and long messages between two
+//! real processes, interleaved with what the machine itself costs.
 //!
 //! Every round measures the floor (a cache line handed to and fro between the same two pinned processes),
-//! a bare socket and a bare eventfd, and then Lapwing, each over a new connection, so that the server
+//! what else the scenario is compared with, and then Lapwing, each over a new connection, so that the server
 //! does nothing while the floors are taken. The cost of reading the clock, measured in the same run, is
 //! taken off every sample of all of them.
 
+mod burst;
+mod chunks;
 mod client;
+mod echo;
+mod in_place;
+mod mixed;
+mod options;
 mod peer;
 mod report;
+mod stalled;
 
 use std::fmt;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use lapwing::floor::Bare;
-use lapwing::{ClientOptions, FrameChecksum, Transport};
 
-use self::client::Load;
+use self::client::{Load, Measured};
+use self::options::{Burst, Chunks, InPlace, Mixed, Options, Pipelined, Plain, Stalled};
+use self::peer::Peer;
 pub(crate) use self::peer::{PeerArgs, run_peer};
-use self::report::{Report, Round};
-use crate::args::SpinPolicy;
+use self::report::{About, Part, Report};
 
 /// What to measure, and how.
 #[derive(Parser, Debug)]
@@ -32,8 +39,14 @@ use crate::args::SpinPolicy;
   lapwing bench pipelined --in-flight 64             many calls in flight
   lapwing bench typed                                typed calls with a deadline, to an async handler
   lapwing bench stream                               items of one reply
+  lapwing bench mixed --ring 4194304                 one-way messages of 100 B to 100 KB, in order
+  lapwing bench echo                                 1 MiB there and back, against bare copies
+  lapwing bench in-place                             1 MiB there and back, which nobody copies
+  lapwing bench chunks --every-ns 5000               how long an item of a stream is on its way
+  lapwing bench stalled                              calls beside a stream that nobody reads
+  lapwing bench burst                                the server's memory after 100 messages of 5 MB
 
-Figures are medians over rounds; ratios are to the floor taken in the same round.")]
+Figures are medians over rounds; ratios are to what was taken in the same round.")]
 pub(crate) struct Args {
     /// What to send.
     #[command(subcommand)]
@@ -43,137 +56,114 @@ pub(crate) struct Args {
 #[derive(Subcommand, Clone, Debug)]
 enum Scenario {
     /// One call at a time: request, reply, next.
-    Rtt(Options),
+    Rtt(Plain),
     /// Messages without a reply, counted by the server.
-    Oneway(Options),
+    Oneway(Plain),
     /// Many calls in flight at once.
-    Pipelined(Options),
+    Pipelined(Pipelined),
     /// As rtt, of a typed method with an async handler, each call with a deadline.
-    Typed(Options),
+    Typed(Plain),
     /// The items of one stream of replies; --samples is how many.
-    Stream(Options),
-}
-
-#[derive(clap::Args, Clone, Debug)]
-struct Options {
-    /// Which client.
-    #[arg(long, value_enum, default_value_t = Api::Blocking)]
-    api: Api,
-    /// Where frames go.
-    #[arg(long, value_enum, default_value_t = TransportArg::Shm)]
-    transport: TransportArg,
-    /// Who waits by looking, and who by sleeping: both sides.
-    #[arg(long, value_enum, default_value_t = SpinPolicy::Always)]
-    spin: SpinPolicy,
-    /// What guards frames.
-    #[arg(long, value_enum, default_value_t = ChecksumArg::Best)]
-    checksum: ChecksumArg,
-    /// Payload of request and reply, in bytes.
-    #[arg(long, default_value_t = 64)]
-    payload: u32,
-    /// Calls or messages in each round.
-    #[arg(long, default_value_t = 50_000)]
-    samples: u64,
-    /// Rounds; figures are medians over them.
-    #[arg(long, default_value_t = 7)]
-    rounds: u32,
-    /// Calls in flight at once (pipelined).
-    #[arg(long, default_value_t = 64)]
-    in_flight: u32,
-    /// Bytes of each side's ring.
-    #[arg(long, default_value_t = 256 * 1024)]
-    ring: u32,
-    /// Leave both processes where the system puts them, instead of on cores 0 and 1.
-    #[arg(long)]
-    unpinned: bool,
-    /// One JSON object a line and result.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum Api {
-    Blocking,
-    Tokio,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum TransportArg {
-    /// Rings in shared memory.
-    Shm,
-    /// The Unix socket.
-    Socket,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-enum ChecksumArg {
-    Best,
-    Crc32,
-    Off,
-}
-
-/// Names as clap and the JSON have them.
-fn name(value: &impl ValueEnum) -> String {
-    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
-}
-
-impl From<ChecksumArg> for FrameChecksum {
-    fn from(checksum: ChecksumArg) -> FrameChecksum {
-        match checksum {
-            ChecksumArg::Best => FrameChecksum::Best,
-            ChecksumArg::Crc32 => FrameChecksum::Crc32,
-            ChecksumArg::Off => FrameChecksum::Off,
-        }
-    }
-}
-
-impl Options {
-    fn client(&self) -> ClientOptions {
-        ClientOptions {
-            transport: match self.transport {
-                TransportArg::Shm => Transport::SharedMemory,
-                TransportArg::Socket => Transport::Socket,
-            },
-            spin: self.spin.into(),
-            checksum: self.checksum.into(),
-            ring_bytes: self.ring,
-            calls_in_flight: self.in_flight.max(1),
-            ..ClientOptions::default()
-        }
-    }
+    Stream(Plain),
+    /// One-way messages of 100 B, 1 KB, 10 KB, 50 KB and 100 KB in turn, handled and checked in order.
+    #[command(mut_arg("samples", |arg| arg.default_value("100000")))]
+    #[command(mut_arg("rounds", |arg| arg.default_value("5")))]
+    Mixed(Mixed),
+    /// Long messages there and back, copied at every step, against the same bare copies.
+    #[command(mut_arg("payload", |arg| arg.default_value("1048576")))]
+    #[command(mut_arg("samples", |arg| arg.default_value("1000")))]
+    Echo(Plain),
+    /// Long messages there and back in place: shared memory, both sides trusting each other.
+    #[command(mut_arg("payload", |arg| arg.default_value("1048576")))]
+    InPlace(InPlace),
+    /// A stream of short items at a steady pace: from the server's `send` to the reader.
+    #[command(mut_arg("payload", |arg| arg.default_value("200")))]
+    #[command(mut_arg("samples", |arg| arg.default_value("100000")))]
+    Chunks(Chunks),
+    /// Calls from tokio, one and many in flight, beside a stream that nobody reads and without it.
+    Stalled(Stalled),
+    /// Many long messages at once: the server's memory before, at its peak, and after the idle time.
+    #[command(mut_arg("payload", |arg| arg.default_value("5000000")))]
+    #[command(mut_arg("samples", |arg| arg.default_value("100")))]
+    #[command(mut_arg("rounds", |arg| arg.default_value("2")))]
+    Burst(Burst),
 }
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.write_str(self.name())
+    }
+}
+
+impl Scenario {
+    fn name(&self) -> &'static str {
+        match self {
             Scenario::Rtt(_) => "rtt",
             Scenario::Oneway(_) => "oneway",
             Scenario::Pipelined(_) => "pipelined",
             Scenario::Typed(_) => "typed",
             Scenario::Stream(_) => "stream",
-        })
-    }
-}
-
-impl Scenario {
-    fn options(&self) -> &Options {
-        match self {
-            Scenario::Rtt(options)
-            | Scenario::Oneway(options)
-            | Scenario::Pipelined(options)
-            | Scenario::Typed(options)
-            | Scenario::Stream(options) => options,
+            Scenario::Mixed(_) => "mixed",
+            Scenario::Echo(_) => "echo",
+            Scenario::InPlace(_) => "in-place",
+            Scenario::Chunks(_) => "chunks",
+            Scenario::Stalled(_) => "stalled",
+            Scenario::Burst(_) => "burst",
         }
     }
 
-    fn load(&self) -> Load {
+    fn options(&self) -> Options {
         match self {
+            Scenario::Rtt(args)
+            | Scenario::Oneway(args)
+            | Scenario::Typed(args)
+            | Scenario::Stream(args)
+            | Scenario::Echo(args) => args.into(),
+            Scenario::Pipelined(args) => args.into(),
+            Scenario::Mixed(args) => args.into(),
+            Scenario::InPlace(args) => args.into(),
+            Scenario::Chunks(args) => args.into(),
+            Scenario::Stalled(args) => args.into(),
+            Scenario::Burst(args) => args.into(),
+        }
+    }
+
+    /// What one connection carries; `None` where it takes several.
+    fn load(&self) -> Option<Load> {
+        Some(match self {
             Scenario::Rtt(_) => Load::RoundTrips,
             Scenario::Oneway(_) => Load::OneWay,
-            Scenario::Pipelined(options) => Load::Pipelined(options.in_flight.max(1)),
+            Scenario::Pipelined(_) => Load::Pipelined,
             Scenario::Typed(_) => Load::Typed,
             Scenario::Stream(_) => Load::Stream,
+            Scenario::Mixed(_) => Load::Mixed,
+            Scenario::Echo(_) => Load::Echo,
+            Scenario::InPlace(_) => Load::InPlace,
+            Scenario::Chunks(_) => Load::Chunks,
+            Scenario::Burst(_) => Load::Burst,
+            Scenario::Stalled(_) => return None,
+        })
+    }
+
+    /// Calls that wait for a reply at a time; `None` where none does.
+    fn in_flight(&self, options: &Options) -> Option<u32> {
+        match self {
+            Scenario::Oneway(_)
+            | Scenario::Stream(_)
+            | Scenario::Mixed(_)
+            | Scenario::Chunks(_) => None,
+            Scenario::Pipelined(_) | Scenario::Stalled(_) | Scenario::Burst(_) => {
+                Some(options.in_flight)
+            }
+            Scenario::Rtt(_) | Scenario::Typed(_) | Scenario::Echo(_) | Scenario::InPlace(_) => {
+                Some(1)
+            }
         }
+    }
+
+    /// Whether a first round is thrown away. What memory a first burst leaves behind is worth knowing.
+    fn warms_up(&self) -> bool {
+        !matches!(self, Scenario::Burst(_))
     }
 }
 
@@ -183,6 +173,113 @@ const FLOOR_SAMPLES: u64 = 20_000;
 /// Samples of what sleeps, about 50 us each.
 const SLEEPING_SAMPLES: u64 = 2_000;
 
+/// Samples of what sends long messages.
+const LONG_SAMPLES: u64 = 500;
+
+/// A run: what is measured, with what, and what a look at the clock costs.
+struct Bench {
+    scenario: Scenario,
+    options: Options,
+    peer: Peer,
+    clock_ns: u64,
+}
+
+impl Bench {
+    /// Everything once. Lapwing comes first in the answer, and is measured last.
+    fn round(&mut self, n: u32) -> anyhow::Result<Vec<Part>> {
+        let payload = self.options.payload;
+        let mut rivals = vec![self.bare("floor", Bare::Line, FLOOR_SAMPLES)?];
+        match self.scenario {
+            Scenario::Mixed(_) => rivals.push(self.mixed_rival()?),
+            Scenario::Echo(_) => {
+                rivals.push(self.bare("bare-copy", Bare::Copy(payload), LONG_SAMPLES)?);
+                rivals.push(self.bare("bare-socket", Bare::Socket(payload), LONG_SAMPLES)?);
+            }
+            Scenario::InPlace(_)
+            | Scenario::Chunks(_)
+            | Scenario::Stalled(_)
+            | Scenario::Burst(_) => {}
+            Scenario::Rtt(_)
+            | Scenario::Oneway(_)
+            | Scenario::Pipelined(_)
+            | Scenario::Typed(_)
+            | Scenario::Stream(_) => {
+                let long = payload > 64 * 1024;
+                let samples = if long { LONG_SAMPLES } else { SLEEPING_SAMPLES };
+                rivals.push(self.bare("bare-socket", Bare::Socket(payload), samples)?);
+                rivals.push(self.bare("bare-eventfd", Bare::Bell, SLEEPING_SAMPLES)?);
+            }
+        }
+        let mut parts = match self.scenario.load() {
+            Some(load) => vec![self.lapwing(load)?],
+            None => self.stalled(n)?,
+        };
+        parts.append(&mut rivals);
+        Ok(parts)
+    }
+
+    fn lapwing(&self, load: Load) -> anyhow::Result<Part> {
+        let Bench { options, peer, clock_ns, .. } = self;
+        let server = peer.id();
+        let measured = client::run_load(&peer.socket, options, load, server, *clock_ns)?;
+        Ok(self.part(measured))
+    }
+
+    fn part(&self, mut measured: Measured) -> Part {
+        let Bench { scenario, options, peer, .. } = self;
+        measured.memory = peer.memory();
+        let about = About {
+            scenario: scenario.name(),
+            payload_bytes: (options.payload > 0).then_some(options.payload),
+            in_flight: scenario.in_flight(options),
+            ..About::of("lapwing")
+        };
+        Part { about, measured }
+    }
+
+    /// Calls without a stalled stream and beside one, each first in turn.
+    fn stalled(&self, n: u32) -> anyhow::Result<Vec<Part>> {
+        let Bench { options, peer, clock_ns, .. } = self;
+        let run = |stalled| stalled::run(&peer.socket, options, stalled, *clock_ns);
+        let (without, beside) = if n.is_multiple_of(2) {
+            let without = run(false)?;
+            (without, run(true)?)
+        } else {
+            let beside = run(true)?;
+            (run(false)?, beside)
+        };
+        let mut parts = Vec::new();
+        for (stalled_streams, calls) in [(0, without), (1, beside)] {
+            for (in_flight, measured) in [(1, calls.one), (options.in_flight, calls.many)] {
+                let mut part = self.part(measured);
+                part.about.in_flight = Some(in_flight);
+                part.about.stalled_streams = Some(stalled_streams);
+                parts.push(part);
+            }
+        }
+        Ok(parts)
+    }
+
+    fn bare(&mut self, system: &'static str, bare: Bare, samples: u64) -> anyhow::Result<Part> {
+        let measured = client::bare(&mut self.peer.floor, bare, samples, self.clock_ns)?;
+        let payload_bytes = match bare {
+            Bare::Line => Some(8),
+            Bare::Bell => None,
+            Bare::Socket(bytes) | Bare::Copy(bytes) => Some(bytes),
+        };
+        Ok(Part { about: About { payload_bytes, ..About::of(system) }, measured })
+    }
+
+    fn mixed_rival(&self) -> anyhow::Result<Part> {
+        let measured: Measured = mixed::run_rival(&self.peer.socket, self.options.samples)?;
+        let scenario = self.scenario.name();
+        Ok(Part {
+            about: About { scenario, in_flight: None, ..About::of("bare-socket") },
+            measured,
+        })
+    }
+}
+
 /// Runs the benchmark and prints what it found.
 ///
 /// # Errors
@@ -191,23 +288,16 @@ const SLEEPING_SAMPLES: u64 = 2_000;
 /// pinned processes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let options = args.scenario.options();
-    let mut peer = peer::Peer::start(options)?;
+    let peer = Peer::start(&options)?;
     if !options.unpinned {
         lapwing::floor::pin_to_core(0).context("could not stay on core 0; try --unpinned")?;
     }
     let clock_ns = client::clock_cost_ns();
-    let mut report = Report::new(&args.scenario, clock_ns);
-    // The first round warms both processes up and is thrown away.
-    for n in 0..=options.rounds {
-        let line = client::bare(&mut peer.floor, Bare::Line, FLOOR_SAMPLES, clock_ns)?;
-        let socket = Bare::Socket(options.payload);
-        let socket = client::bare(&mut peer.floor, socket, SLEEPING_SAMPLES, clock_ns)?;
-        let bell = client::bare(&mut peer.floor, Bare::Bell, SLEEPING_SAMPLES, clock_ns)?;
-        let lapwing = client::run_load(&peer.socket, options, args.scenario.load(), clock_ns)?;
-        if n > 0 {
-            let memory = peer.memory_kib();
-            report.add(Round { line, socket, bell, lapwing, memory });
-        }
+    let mut bench = Bench { scenario: args.scenario.clone(), options, peer, clock_ns };
+    if bench.scenario.warms_up() {
+        bench.round(0)?;
     }
-    report.print(options.json)
+    let rounds =
+        (1..=bench.options.rounds).map(|n| bench.round(n)).collect::<anyhow::Result<_>>()?;
+    Report::new(&bench.scenario, &bench.options, clock_ns, rounds).print()
 }

@@ -13,9 +13,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::Parser;
 use lapwing::floor::Floor;
-use lapwing::{Call, IpcServer, Payload, Raw, ServerLimits, ServerStream, Sink, Status, Unary};
+use lapwing::{
+    Builder, Call, IpcServer, Payload, Raw, Request, ServerLimits, ServerStream, Sink, Status,
+    Unary,
+};
 
-use super::{ChecksumArg, Options, client, name};
+use super::client::{self, Memory};
+use super::options::{ChecksumArg, Options, name};
+use super::{chunks, in_place, mixed, stalled};
 use crate::args::SpinPolicy;
 
 /// Answers with its request.
@@ -26,6 +31,9 @@ pub(super) const COUNT: u16 = 0x0411;
 
 /// Answers how many messages were counted, as eight bytes.
 pub(super) const TOTAL: u16 = 0x0412;
+
+/// Answers with its request, which is not copied on the way through the handler.
+pub(super) const RETURN: u16 = 0x0415;
 
 /// Answers with its request, from an async handler.
 pub(super) const TYPED: Unary<Payload, Payload, Raw> = Unary::new(0x0413, "bench.typed");
@@ -63,7 +71,7 @@ async fn stream(_: Call, wanted: Vec<u8>, mut items: Sink<Payload, Raw>) -> Resu
 }
 
 /// How the other process of a benchmark is started. Its standard input is a socket to the first one.
-#[derive(Parser, Debug)]
+#[derive(Parser, Clone, Debug)]
 pub(crate) struct PeerArgs {
     /// Where to listen.
     #[arg(long)]
@@ -75,6 +83,12 @@ pub(crate) struct PeerArgs {
     /// Bytes of each connection's ring.
     #[arg(long)]
     ring: u32,
+    /// Leave long payloads where their sender has them.
+    #[arg(long)]
+    in_place: bool,
+    /// How long bulk memory is unused before it is given back.
+    #[arg(long)]
+    bulk_idle_ms: u64,
     /// The core to stay on.
     #[arg(long)]
     core: Option<usize>,
@@ -97,6 +111,10 @@ impl Peer {
         command.arg("bench-peer").arg("--socket").arg(&socket);
         command.args(["--spin", &name(&options.spin), "--checksum", &name(&options.checksum)]);
         command.args(["--ring", &options.ring.to_string()]);
+        command.args(["--bulk-idle-ms", &options.bulk_idle_ms.to_string()]);
+        if options.in_place {
+            command.arg("--in-place");
+        }
         if !options.unpinned {
             command.args(["--core", "1"]);
         }
@@ -123,15 +141,24 @@ impl Peer {
         Ok(())
     }
 
-    /// Private and shared memory of the other process, in KiB.
-    pub(super) fn memory_kib(&self) -> Option<(u64, u64)> {
-        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).ok()?;
-        let sum = |prefix: &str| {
-            let lines = rollup.lines().filter(|line| line.starts_with(prefix));
-            lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
-        };
-        Some((sum("Private_"), sum("Shared_")))
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
     }
+
+    /// Memory of the other process.
+    pub(super) fn memory(&self) -> Option<Memory> {
+        memory_of(self.id())
+    }
+}
+
+/// Private and shared memory of a process.
+pub(super) fn memory_of(process: u32) -> Option<Memory> {
+    let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).ok()?;
+    let sum = |prefix: &str| {
+        let lines = rollup.lines().filter(|line| line.starts_with(prefix));
+        lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+    };
+    Some(Memory { private_kib: sum("Private_"), shared_kib: sum("Shared_") })
 }
 
 impl Drop for Peer {
@@ -153,44 +180,59 @@ pub(crate) fn run_peer(args: &PeerArgs) -> anyhow::Result<()> {
     }
     let stdin = std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned()?;
     let floor = Floor::accept(UnixStream::from(stdin)).context("this is bench's own command")?;
-    let (socket, spin, checksum) = (args.socket.clone(), args.spin, args.checksum);
-    let limits = ServerLimits { ring_bytes: args.ring, ..ServerLimits::default() };
-    // A thread spawned now stays on the same core.
-    thread::spawn(move || serve(&socket, spin, checksum, limits));
+    let served = args.clone();
+    // Threads spawned now stay on the same core.
+    thread::spawn(move || serve(&served));
+    let rival = mixed::Rival::bind(&args.socket)?;
+    thread::spawn(move || rival.serve());
     floor.serve()?;
     Ok(())
 }
 
-fn serve(
-    socket: &std::path::Path,
-    spin: SpinPolicy,
-    checksum: ChecksumArg,
-    limits: ServerLimits,
-) -> anyhow::Result<()> {
+fn serve(args: &PeerArgs) -> anyhow::Result<()> {
+    let limits = ServerLimits {
+        ring_bytes: args.ring,
+        bulk_idle: Duration::from_millis(args.bulk_idle_ms),
+        ..ServerLimits::default()
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let counted = Arc::new(AtomicU64::new(0));
-        let total = Arc::clone(&counted);
-        let _server = IpcServer::builder()
+        let builder = IpcServer::builder()
             .limits(limits)
-            .spin(spin.into())
-            .checksum(checksum.into())
-            .route_inline(ECHO, "bench.echo", |_, request, reply| {
-                reply.extend(request);
-                Ok(())
-            })
-            .route_inline(COUNT, "bench.count", move |_, _, _| {
-                counted.fetch_add(1, Ordering::Relaxed);
-                Ok(())
-            })
-            .route_inline(TOTAL, "bench.total", move |_, _, reply| {
-                reply.extend(&total.load(Ordering::Relaxed).to_le_bytes());
-                Ok(())
-            })
-            .route(TYPED, |_: Call, bytes: Payload| async move { Ok(bytes) })
-            .route(STREAM, stream)
-            .bind(socket)?
-            .serve()?;
+            .spin(args.spin.into())
+            .checksum(args.checksum.into());
+        let mut builder = with_counts(with_echoes(builder)).route(STREAM, stream);
+        builder = stalled::with_stalled(chunks::with_chunks(mixed::with_mixed(builder)));
+        if args.in_place {
+            builder = in_place::with_in_place(builder);
+        }
+        let _server = builder.bind(&args.socket)?.serve()?;
         std::future::pending().await
     })
+}
+
+fn with_echoes(builder: Builder) -> Builder {
+    builder
+        .route_inline(ECHO, "bench.echo", |_, request, reply| {
+            reply.extend(request);
+            Ok(())
+        })
+        .route_raw(RETURN, "bench.return", |request: Request| async move {
+            Ok::<_, Status>(request.payload)
+        })
+        .route(TYPED, |_: Call, bytes: Payload| async move { Ok(bytes) })
+}
+
+fn with_counts(builder: Builder) -> Builder {
+    let counted = Arc::new(AtomicU64::new(0));
+    let total = Arc::clone(&counted);
+    builder
+        .route_inline(COUNT, "bench.count", move |_, _, _| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        })
+        .route_inline(TOTAL, "bench.total", move |_, _, reply| {
+            reply.extend(&total.load(Ordering::Relaxed).to_le_bytes());
+            Ok(())
+        })
 }
