@@ -41,6 +41,8 @@ const NAMES: &[&str] = &[
     "ratio_to_unstalled_range",
     "ratio_p99_to_unstalled",
     "every_ns",
+    "ratio_to_line",
+    "ratio_p99_to_line",
     "from_due_p50_ns",
     "from_due_p99_ns",
     "from_due_p999_ns",
@@ -131,9 +133,11 @@ fn in_place_hands_messages_over_in_both_directions() {
 fn chunks_times_every_item_from_its_sending_and_from_when_it_was_due() {
     for args in ["--api blocking", "--api tokio", "--transport socket"] {
         let rows = rows(&format!("chunks --samples 200 --every-ns 20000 {args}"));
-        assert_eq!(systems(&rows), ["lapwing", "floor"]);
+        assert_eq!(systems(&rows), ["lapwing", "floor", "bare-line"]);
+        assert_eq!((&rows[2]["scenario"], &rows[2]["samples"]), (&"chunks".into(), &200.into()));
         let row = &rows[0];
         assert_eq!((&row["scenario"], &row["samples"]), (&"chunks".into(), &200.into()));
+        assert!(row["ratio_to_line"].is_f64() && row["ratio_p99_to_line"].is_f64(), "{row}");
         assert_eq!((&row["payload_bytes"], &row["every_ns"]), (&200.into(), &20_000.into()));
         assert!(row["in_flight"].is_null() && row["p999_ns"].as_u64() > Some(0), "{row}");
         assert!(row["from_due_p50_ns"].as_u64() >= row["p50_ns"].as_u64(), "{row}");

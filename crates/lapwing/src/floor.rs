@@ -56,6 +56,9 @@ pub struct Floor {
 /// The longest message of [`Bare::Socket`] and [`Bare::Copy`], in bytes.
 const MESSAGE_BYTES: u32 = COPY_BYTES_MAX as u32;
 
+/// The command that [`Floor::paced`] gives, with the pace in place of a length.
+const PACED: u8 = 4;
+
 /// A command: kind, message length, count.
 const COMMAND_BYTES: usize = 1 + 4 + 8;
 
@@ -130,10 +133,7 @@ impl Floor {
             Bare::Socket(length) => (2, length.min(MESSAGE_BYTES)),
             Bare::Copy(length) => (3, length.min(MESSAGE_BYTES)),
         };
-        let mut command = vec![kind];
-        command.extend_from_slice(&length.to_le_bytes());
-        command.extend_from_slice(&count.to_le_bytes());
-        self.socket.write_all(&command)?;
+        self.command(kind, length, count)?;
         self.make_room(length);
         for _ in 0..count {
             match bare {
@@ -154,6 +154,44 @@ impl Floor {
             each();
         }
         Ok(())
+    }
+
+    /// Has the other process hand over one cache line `count` times, once each `every_ns` or as soon
+    /// as the one before was taken; `each` is told how many nanoseconds it took from the other process's look
+    /// at the shared clock until this one has looked, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`Floor::round_trips`].
+    pub fn paced(
+        &mut self,
+        count: u64,
+        every_ns: u32,
+        mut each: impl FnMut(u64),
+    ) -> io::Result<()> {
+        self.line.clear();
+        self.command(PACED, every_ns, count)?;
+        for _ in 0..count {
+            let told = self.line.hear();
+            each(now_ns().saturating_sub(told));
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, kind: u8, length: u32, count: u64) -> io::Result<()> {
+        let mut command = vec![kind];
+        command.extend_from_slice(&length.to_le_bytes());
+        command.extend_from_slice(&count.to_le_bytes());
+        self.socket.write_all(&command)
+    }
+
+    fn answer_paced(&self, count: u64, every_ns: u32) {
+        let first = now_ns();
+        for n in 0..count {
+            let due = first + n * u64::from(every_ns);
+            while now_ns() < due {}
+            self.line.tell(now_ns);
+        }
     }
 
     fn make_room(&mut self, length: u32) {
@@ -190,9 +228,13 @@ impl Floor {
                 other => other?,
             }
             let [kind, l0, l1, l2, l3, count @ ..] = command;
-            let length = u32::from_le_bytes([l0, l1, l2, l3]).min(MESSAGE_BYTES);
-            self.make_room(length);
-            for _ in 0..u64::from_le_bytes(count) {
+            let (length, count) = (u32::from_le_bytes([l0, l1, l2, l3]), u64::from_le_bytes(count));
+            if kind == PACED {
+                self.answer_paced(count, length);
+                continue;
+            }
+            self.make_room(length.min(MESSAGE_BYTES));
+            for _ in 0..count {
                 self.answer(kind)?;
             }
         }
@@ -284,6 +326,10 @@ mod tests {
             near.round_trips(bare, 7, || count += 1).unwrap();
             assert_eq!(count, 7, "{bare:?}");
         }
+        let mut heard = Vec::new();
+        near.paced(7, 1_000, |took| heard.push(took)).unwrap();
+        assert_eq!(heard.len(), 7);
+        near.round_trips(Bare::Line, 3, || ()).unwrap();
         drop(near);
         far.join().unwrap().unwrap();
     }

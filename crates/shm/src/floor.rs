@@ -72,6 +72,30 @@ impl LineFloor {
     pub fn hand_back(&self, n: u64) {
         self.mapping.word().store(2 * n + 2, Ordering::Release);
     }
+
+    /// Makes the line empty, for [`LineFloor::tell`].
+    pub fn clear(&self) {
+        self.mapping.word().store(0, Ordering::Release);
+    }
+
+    /// Hands over what `value` says, not 0, once the other side has taken what came before.
+    #[inline]
+    pub fn tell(&self, value: impl FnOnce() -> u64) {
+        while self.mapping.word().load(Ordering::Acquire) != 0 {}
+        self.mapping.word().store(value(), Ordering::Release);
+    }
+
+    /// Takes what [`LineFloor::tell`] hands over.
+    #[inline]
+    pub fn hear(&self) -> u64 {
+        loop {
+            let value = self.mapping.word().load(Ordering::Acquire);
+            if value != 0 {
+                self.clear();
+                return value;
+            }
+        }
+    }
 }
 
 /// Bytes that one side writes to, at most: as many as the blocks of a steady flow take

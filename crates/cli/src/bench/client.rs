@@ -130,6 +130,17 @@ pub(super) fn bare(
     Ok(timer.finish())
 }
 
+/// Measures a line that the other process hands over at a steady pace. Nothing is taken off.
+pub(super) fn paced(floor: &mut Floor, samples: u64, every_ns: u64) -> anyhow::Result<Measured> {
+    let every_ns = u32::try_from(every_ns).context("a pace is below 4 s")?;
+    let mut latency = histogram();
+    let begun = Instant::now();
+    let heard = |took: u64| latency.saturating_record(took.max(1));
+    floor.paced(samples, every_ns, heard).context("the other process is gone")?;
+    let seconds = begun.elapsed().as_secs_f64();
+    Ok(Measured { latency: Some(latency), messages: samples, seconds, ..Measured::default() })
+}
+
 /// Connects, sends the load, checks every reply, disconnects.
 pub(super) fn run_load(
     socket: &Path,

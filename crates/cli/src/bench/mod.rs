@@ -78,7 +78,8 @@ enum Scenario {
     InPlace(InPlace),
     /// A stream of short items at a steady pace: from the server's `send` to the reader.
     #[command(mut_arg("payload", |arg| arg.default_value("200")))]
-    #[command(mut_arg("samples", |arg| arg.default_value("100000")))]
+    #[command(mut_arg("samples", |arg| arg.default_value("20000")))]
+    #[command(mut_arg("rounds", |arg| arg.default_value("15")))]
     Chunks(Chunks),
     /// Calls from tokio, one and many in flight, beside a stream that nobody reads and without it.
     Stalled(Stalled),
@@ -195,10 +196,8 @@ impl Bench {
                 rivals.push(self.bare("bare-copy", Bare::Copy(payload), LONG_SAMPLES)?);
                 rivals.push(self.bare("bare-socket", Bare::Socket(payload), LONG_SAMPLES)?);
             }
-            Scenario::InPlace(_)
-            | Scenario::Chunks(_)
-            | Scenario::Stalled(_)
-            | Scenario::Burst(_) => {}
+            Scenario::Chunks(_) => rivals.push(self.paced_line()?),
+            Scenario::InPlace(_) | Scenario::Stalled(_) | Scenario::Burst(_) => {}
             Scenario::Rtt(_)
             | Scenario::Oneway(_)
             | Scenario::Pipelined(_)
@@ -268,6 +267,15 @@ impl Bench {
             Bare::Socket(bytes) | Bare::Copy(bytes) => Some(bytes),
         };
         Ok(Part { about: About { payload_bytes, ..About::of(system) }, measured })
+    }
+
+    fn paced_line(&mut self) -> anyhow::Result<Part> {
+        let Options { samples, every_ns, .. } = self.options;
+        let measured = client::paced(&mut self.peer.floor, samples, every_ns)?;
+        let scenario = self.scenario.name();
+        let about =
+            About { scenario, payload_bytes: Some(8), in_flight: None, ..About::of("bare-line") };
+        Ok(Part { about, measured })
     }
 
     fn mixed_rival(&self) -> anyhow::Result<Part> {

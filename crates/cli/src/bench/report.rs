@@ -112,6 +112,10 @@ struct Row {
     ratio_p99_to_unstalled: Option<f64>,
     /// Between two items of a stream.
     every_ns: Option<u64>,
+    /// Median over rounds of this system's p50, and p99, to those of a bare line at the same pace in the
+    /// same round.
+    ratio_to_line: Option<f64>,
+    ratio_p99_to_line: Option<f64>,
     /// From when an item was due, not from when it was sent.
     from_due_p50_ns: Option<u64>,
     from_due_p99_ns: Option<u64>,
@@ -275,6 +279,8 @@ impl<'a> Report<'a> {
             ratio_to_unstalled_range: range(&to_unstalled),
             ratio_p99_to_unstalled: median(self.ratios(part, self.find_unstalled(part), 0.99)),
             every_ns: (about.is_lapwing() && options.every_ns > 0).then_some(options.every_ns),
+            ratio_to_line: median(self.ratios(part, self.find("bare-line"), 0.5)),
+            ratio_p99_to_line: median(self.ratios(part, self.find("bare-line"), 0.99)),
             from_due_p50_ns: self.over_rounds(part, from_due, 0.5),
             from_due_p99_ns: self.over_rounds(part, from_due, 0.99),
             from_due_p999_ns: self.over_rounds(part, from_due, 0.999),
@@ -380,6 +386,9 @@ fn print_notes(out: &mut impl Write, row: &Row) -> io::Result<()> {
             out,
             "lapwing moves {ratio:.2} x the messages of the bare socket ({least:.2}-{most:.2})"
         )?;
+    }
+    if let (Some(p50), Some(p99)) = (row.ratio_to_line, row.ratio_p99_to_line) {
+        writeln!(out, "lapwing takes {p50:.2} x a bare line at this pace, p99 {p99:.2} x")?;
     }
     if let (Some(p50), Some(p99), Some(p999)) =
         (row.from_due_p50_ns, row.from_due_p99_ns, row.from_due_p999_ns)

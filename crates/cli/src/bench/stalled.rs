@@ -61,10 +61,12 @@ pub(super) fn run(
 ) -> anyhow::Result<Calls> {
     runtime()?.block_on(async {
         let client = IpcClient::connect_with(socket, options.client(None)).await?;
-        let calls = match stalled {
+        let mut calls = match stalled {
             false => calls(&client, options, clock_ns).await?,
             true => beside_a_stream(&client, options, clock_ns).await?,
         };
+        let checksum = Some(client.agreement().checksum);
+        (calls.one.checksum, calls.many.checksum) = (checksum, checksum);
         client.disconnect().await;
         Ok(calls)
     })
