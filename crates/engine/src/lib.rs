@@ -34,9 +34,11 @@
 
 #![forbid(unsafe_code)]
 
+mod activity;
 mod cursor;
 mod error;
 mod excerpt;
+mod interrupt;
 mod limits;
 mod list;
 mod page;
@@ -51,6 +53,7 @@ mod types;
 mod walk;
 mod workspace;
 
+pub use activity::WorkspaceStats;
 pub use error::{ErrorClass, WorkspaceError};
 use lapwing::{Json, ServerStream};
 pub use limits::*;

@@ -25,7 +25,7 @@ const BLOCKING_PER_CORE: usize = 2;
 /// A request is the JSON of [`ListRequest`](crate::ListRequest), [`ReadRequest`](crate::ReadRequest) or
 /// [`SearchRequest`](crate::SearchRequest), and nothing at all stands for `{}`; a reply is the JSON of
 /// the type that belongs to it. The work runs on tokio's threads for blocking work, at most two calls
-/// for each core at a time. When a call's connection ends, its search stops within a few files.
+/// for each core at a time. When a call's connection ends, its search stops within milliseconds.
 ///
 /// # Examples
 ///
@@ -113,6 +113,7 @@ impl Rooms {
         let (found, mut finds) = mpsc::channel(ITEMS_AHEAD);
         let blocking = spawn_blocking(move || {
             let _permit = permit;
+            let _working = workspace.activity().work();
             // A reader that is behind holds the thread here; one that is gone ends the work.
             let mut give = |item| found.blocking_send(item).is_ok();
             work(&workspace, &asked, &mut give, &|| stopped.load(Ordering::Relaxed))
@@ -148,6 +149,7 @@ impl Rooms {
             if stop() {
                 return Err(WorkspaceError::Cancelled.into());
             }
+            let _working = workspace.activity().work();
             let reply = work(&workspace, &asked, max, &stop)?;
             serde_json::to_vec(&reply)
                 .map_err(|error| Status::internal(format!("the reply is no JSON: {error}")))

@@ -9,6 +9,7 @@ use cap_std::ambient_authority;
 use cap_std::fs::{Dir, FileType, OpenOptions};
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
+use crate::activity::{Activity, WorkspaceStats};
 use crate::error::WorkspaceError;
 use crate::types::EntryKind;
 
@@ -20,6 +21,7 @@ use crate::types::EntryKind;
 pub struct Workspace {
     root: Arc<Dir>,
     global_ignore: Arc<OnceLock<Gitignore>>,
+    activity: Arc<Activity>,
 }
 
 impl Workspace {
@@ -37,7 +39,17 @@ impl Workspace {
         let dir = Dir::open_ambient_dir(root, ambient_authority())
             .and_then(|dir| dir.entries().map(|_| dir))
             .map_err(|source| WorkspaceError::from_io(&root.to_string_lossy(), source))?;
-        Ok(Self { root: Arc::new(dir), global_ignore: Arc::default() })
+        Ok(Self { root: Arc::new(dir), global_ignore: Arc::default(), activity: Arc::default() })
+    }
+
+    /// What this workspace and its clones have done, and are doing now.
+    #[must_use]
+    pub fn stats(&self) -> WorkspaceStats {
+        self.activity.stats()
+    }
+
+    pub(crate) fn activity(&self) -> &Arc<Activity> {
+        &self.activity
     }
 
     pub(crate) fn global_ignore(&self) -> &Gitignore {
