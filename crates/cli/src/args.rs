@@ -32,7 +32,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Start an engine, work with it as an editor would, and measure what a call costs.
     Demo(demo::Args),
-    /// Serve the files below a directory: fs.list, fs.read and fs.search.
+    /// Serve the files below a directory: list, read, search; --writable to change them.
     Serve(serve::Args),
     /// Measure the time to a server and back.
     Ping(ping::Args),

@@ -79,11 +79,34 @@ fn describe_prints_a_table_and_json() {
          0x0300  fs.list           unary\n\
          0x0301  fs.read           unary\n\
          0x0302  fs.list.stream    server-stream\n\
+         0x0303  fs.read.raw       unary\n\
+         0x0304  fs.write          unary\n\
+         0x0305  fs.apply_patch    unary\n\
+         0x0307  fs.write.stream   client-stream\n\
          0x0310  fs.search         unary\n\
          0x0311  fs.search.stream  server-stream\n"
     );
     let methods = json_of(&place.lapwing(&["describe", "--json"]).succeeds());
-    assert_eq!(methods[3], json!({"kind": 784, "name": "fs.search", "shape": "unary"}));
+    assert_eq!(methods[7], json!({"kind": 784, "name": "fs.search", "shape": "unary"}));
+}
+
+#[test]
+fn serve_changes_files_only_when_it_is_told_that_it_may() {
+    let place = Place::of(&[("a.txt", "one\ntwo\n")]);
+    let patch = json!({"patch": "--- a/a.txt\n+++ b/a.txt\n@@ -1,2 +1,2 @@\n one\n-two\n+three\n"});
+    let file = place.root.path().join("a.txt");
+    {
+        let _server = place.serve();
+        let refused = place.lapwing(&["call", "fs.apply_patch", &patch.to_string()]);
+        refused.fails(5, "start the server with `--writable`");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "one\ntwo\n");
+    }
+    let _server = Server::start(place.server_command().arg("--writable"));
+    let applied = place.lapwing(&["call", "fs.apply_patch", &patch.to_string()]).succeeds();
+    assert_eq!(json_of(&applied)["files"][0]["change"], "modified");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "one\nthree\n");
+    let again = place.lapwing(&["call", "fs.apply_patch", &patch.to_string()]);
+    again.fails(5, "should be \"two\" and is \"three\"");
 }
 
 #[test]

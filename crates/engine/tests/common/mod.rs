@@ -107,7 +107,7 @@ impl Tree {
     }
 }
 
-/// A tree that is served, and a client of it.
+/// A tree that is served writable, and a client of it.
 pub(crate) struct Served {
     pub(crate) tree: Tree,
     pub(crate) server: IpcServer,
@@ -123,7 +123,7 @@ impl Served {
     pub(crate) async fn tree(tree: Tree) -> Served {
         let sockets = tempfile::tempdir().unwrap();
         let builder = IpcServer::builder().bind(sockets.path().join("s")).unwrap();
-        let workspace = tree.workspace.clone();
+        let workspace = tree.workspace.clone().writable();
         let server = add_routes(builder, workspace).serve().unwrap();
         let client = IpcClient::connect(server.path()).await.unwrap();
         Served { tree, server, client, sockets }
