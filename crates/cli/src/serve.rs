@@ -14,7 +14,7 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::args::{Endpoint, SpinPolicy};
 use crate::exit::InputError;
 
-/// Serve the files below a directory to an editor: list, read, search, and change if you say so.
+/// Serve the files below a directory to an editor: list, read, search, watch, and change if you say so.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "EXAMPLES:
   lapwing serve                               the current directory, where clients look first
@@ -84,11 +84,13 @@ async fn serve(args: &Args, socket: &Path, workspace: Workspace) -> anyhow::Resu
     // Before the socket appears: who sees it may send a signal.
     let mut stops = Stops::watch().context("could not watch for signals")?;
     let builder = IpcServer::builder().spin(args.spin.into()).bind(socket)?;
-    let server = add_routes(builder, workspace).serve()?;
+    let server = add_routes(builder, workspace.clone()).serve()?;
     let root = args.root.canonicalize().unwrap_or_else(|_| args.root.clone());
     let writable = if args.writable { ", writable," } else { "" };
     say(&format!("serving {}{writable} on {}", root.display(), server.path().display()));
     stops.next().await;
+    // A watch ends when its client ends it, and not because it is finished.
+    workspace.end_watches();
     say("finishing running calls; another signal ends at once");
     tokio::select! {
         drained = server.shutdown() => match drained {

@@ -82,12 +82,13 @@ fn describe_prints_a_table_and_json() {
          0x0303  fs.read.raw       unary\n\
          0x0304  fs.write          unary\n\
          0x0305  fs.apply_patch    unary\n\
+         0x0306  fs.watch          server-stream\n\
          0x0307  fs.write.stream   client-stream\n\
          0x0310  fs.search         unary\n\
          0x0311  fs.search.stream  server-stream\n"
     );
     let methods = json_of(&place.lapwing(&["describe", "--json"]).succeeds());
-    assert_eq!(methods[7], json!({"kind": 784, "name": "fs.search", "shape": "unary"}));
+    assert_eq!(methods[8], json!({"kind": 784, "name": "fs.search", "shape": "unary"}));
 }
 
 #[test]

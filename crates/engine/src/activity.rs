@@ -13,6 +13,8 @@ pub struct WorkspaceStats {
     pub names_visited: u64,
     /// Bytes that searches have read, in bytes.
     pub searched_bytes: u64,
+    /// Streams of `fs.watch` that are open.
+    pub watches: u64,
 }
 
 /// The counters behind [`WorkspaceStats`]. Relaxed throughout: they carry no other memory with them.
@@ -21,6 +23,7 @@ pub(crate) struct Activity {
     working: AtomicU64,
     names_visited: AtomicU64,
     searched_bytes: AtomicU64,
+    watches: AtomicU64,
 }
 
 impl Activity {
@@ -29,6 +32,7 @@ impl Activity {
             working: self.working.load(Relaxed),
             names_visited: self.names_visited.load(Relaxed),
             searched_bytes: self.searched_bytes.load(Relaxed),
+            watches: self.watches.load(Relaxed),
         }
     }
 
@@ -43,6 +47,12 @@ impl Activity {
     /// Counts a call as working until the answer is dropped.
     pub(crate) fn work(self: &Arc<Self>) -> Counted {
         Counted::on(self, |activity| &activity.working)
+    }
+
+    /// Counts a watch until the answer is dropped; `None` when there are `max` of them.
+    pub(crate) fn watch(self: &Arc<Self>, max: u64) -> Option<Counted> {
+        let counted = Counted::on(self, |activity| &activity.watches);
+        (self.watches.load(Relaxed) <= max).then_some(counted)
     }
 }
 

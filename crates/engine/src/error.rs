@@ -155,6 +155,20 @@ pub enum WorkspaceError {
         /// The path, relative to the root.
         path: String,
     },
+    /// The machine has no watch left, or the workspace has as many as it may.
+    #[error("{path:?} cannot be watched: {problem}")]
+    NoWatch {
+        /// The path, relative to the root.
+        path: String,
+        /// What is used up, and what to do.
+        problem: String,
+    },
+    /// What was watched is not there any more.
+    #[error("{path:?} was removed or moved away while it was watched: watch what is there now")]
+    WatchedRemoved {
+        /// The path, relative to the root.
+        path: String,
+    },
     /// The operating system failed while a file was written. The file is as it was.
     #[error("{path:?} could not be written and is as it was: {source}")]
     WriteFailed {
@@ -234,7 +248,7 @@ pub enum ErrorClass {
     AlreadyExists,
     /// Others changed what the request is about: read again and repeat.
     Aborted,
-    /// Something that is bounded is used up: length of a message, disk.
+    /// Something that is bounded is used up: length of a message, watches, disk.
     ResourceExhausted,
     /// The request does not fit what is there: not a file, not a directory, too small a reply.
     FailedPrecondition,
@@ -249,7 +263,7 @@ impl WorkspaceError {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::NotFound { .. } => ErrorClass::NotFound,
+            Self::NotFound { .. } | Self::WatchedRemoved { .. } => ErrorClass::NotFound,
             Self::OutsideRoot { .. } | Self::PermissionDenied { .. } | Self::ReadOnly => {
                 ErrorClass::PermissionDenied
             }
@@ -266,7 +280,7 @@ impl WorkspaceError {
             | Self::BadPatch { .. } => ErrorClass::InvalidArgument,
             Self::Exists { .. } => ErrorClass::AlreadyExists,
             Self::Changed { .. } | Self::Unsteady { .. } => ErrorClass::Aborted,
-            Self::TooLong { .. } => ErrorClass::ResourceExhausted,
+            Self::TooLong { .. } | Self::NoWatch { .. } => ErrorClass::ResourceExhausted,
             Self::WriteFailed { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                     ErrorClass::ResourceExhausted
@@ -315,7 +329,7 @@ impl WorkspaceError {
     /// it went or changed since its directory was read. Anything else (no file descriptors left, a
     /// failing disk) ends the call, so that a short answer is never taken for a full one.
     pub(crate) fn is_local(&self) -> bool {
-        !matches!(self, Self::Io { .. } | Self::Cancelled)
+        !matches!(self, Self::Io { .. } | Self::Cancelled | Self::NoWatch { .. })
     }
 }
 

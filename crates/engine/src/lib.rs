@@ -3,7 +3,7 @@
 //! A [`Workspace`] opens one root directory and answers [`list`](Workspace::list),
 //! [`read`](Workspace::read) and [`search`](Workspace::search); once it is
 //! [`writable`](Workspace::writable), also [`write`](Workspace::write) and
-//! [`apply_patch`](Workspace::apply_patch).
+//! [`apply_patch`](Workspace::apply_patch). [`FS_WATCH`] streams changes.
 //! The functions are synchronous and may block on the disk; [`add_routes`] serves them from threads
 //! where blocking is allowed. Requests and replies are plain serde types made for JSON.
 //!
@@ -60,6 +60,8 @@ mod search;
 mod sink;
 mod types;
 mod walk;
+mod watch;
+mod watched;
 mod workspace;
 mod write;
 
@@ -71,9 +73,9 @@ pub use limits::*;
 pub use read::{Filled, OpenRange};
 pub use routes::add_routes;
 pub use types::{
-    ChangeKind, Encoding, Entry, EntryKind, ListReply, ListRequest, Match, PatchReply,
-    PatchRequest, PatchedFile, ReadReply, ReadRequest, SearchReply, SearchRequest, WriteMode,
-    WriteReply, WriteRequest,
+    Change, ChangeKind, Encoding, Entry, EntryKind, ListReply, ListRequest, Match, PatchReply,
+    PatchRequest, PatchedFile, ReadReply, ReadRequest, SearchReply, SearchRequest, WatchRequest,
+    WriteMode, WriteReply, WriteRequest,
 };
 pub use workspace::Workspace;
 
@@ -110,6 +112,10 @@ pub const REQUEST_KEY: &str = "request";
 
 /// Number and name of the method that applies a unified diff: [`PatchRequest`] to [`PatchReply`].
 pub const FS_APPLY_PATCH: (u16, &str) = (0x0305, "fs.apply_patch");
+
+/// The method that tells of changes below a directory until it is cancelled.
+pub const FS_WATCH: ServerStream<WatchRequest, Change, Json> =
+    ServerStream::new(0x0306, "fs.watch");
 
 /// Number and name of the method that searches the tree: [`SearchRequest`] to [`SearchReply`].
 pub const FS_SEARCH: (u16, &str) = (0x0310, "fs.search");

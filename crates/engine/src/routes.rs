@@ -20,7 +20,7 @@ use crate::types::{ReadRequest, WriteReply, WriteRequest};
 use crate::workspace::Workspace;
 use crate::{
     FS_APPLY_PATCH, FS_LIST, FS_LIST_STREAM, FS_READ, FS_READ_RAW, FS_SEARCH, FS_SEARCH_STREAM,
-    FS_WRITE, FS_WRITE_STREAM, REQUEST_KEY,
+    FS_WATCH, FS_WRITE, FS_WRITE_STREAM, REQUEST_KEY,
 };
 
 /// How many calls may block at a time, for each core of the machine; others wait their turn.
@@ -37,7 +37,7 @@ const READS_MAX: u32 = 8;
 ///
 /// The work runs on tokio's threads for blocking work, at most two calls for each core at a time. When a
 /// call is given up its work stops within milliseconds; a file that is being written is then written
-/// whole, or not at all.
+/// whole, or not at all. A watch has one thread more, which waits for the system.
 ///
 /// # Examples
 ///
@@ -67,7 +67,7 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
     let slots = Arc::new(Semaphore::new(cores * BLOCKING_PER_CORE));
     let rooms = Rooms { workspace, slots };
     let (list, read, search) = (rooms.clone(), rooms.clone(), rooms.clone());
-    let (list_stream, search_stream) = (rooms.clone(), rooms.clone());
+    let (list_stream, search_stream, watch) = (rooms.clone(), rooms.clone(), rooms.clone());
     let (read_raw, write, write_stream) = (rooms.clone(), rooms.clone(), rooms.clone());
     let patch = rooms;
     builder
@@ -96,6 +96,7 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
         .route_raw(FS_APPLY_PATCH.0, FS_APPLY_PATCH.1, move |request: Request| {
             patch.clone().answer(request, |workspace, asked, _, _| workspace.apply_patch(asked))
         })
+        .route(FS_WATCH, move |_: Call, asked, changes| watch.clone().watch(asked, changes))
 }
 
 /// What every route shares.

@@ -321,16 +321,58 @@ pub struct PatchedFile {
     pub sha256: Option<String>,
 }
 
+/// Asks to be told of changes below a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WatchRequest {
+    /// The directory, relative to the root; `"."` by default.
+    pub path: String,
+    /// Whether to watch what is below its directories too; `true` by default.
+    pub recursive: bool,
+    /// Whether to tell of names that begin with a dot; `false` by default. `.git` is never watched.
+    pub hidden: bool,
+}
+
+impl Default for WatchRequest {
+    fn default() -> Self {
+        Self { path: ".".to_owned(), recursive: true, hidden: false }
+    }
+}
+
+/// One change below a directory that is watched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// What happened.
+    pub change: ChangeKind,
+    /// What it happened to, relative to the root; of a rename the name it has now. Absent in
+    /// `watching` and `rescan`, which are about the whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The name before, of a rename.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Whether a real path is not UTF-8, as in [`Entry::path_lossy`]. Absent means `false`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub path_lossy: bool,
+}
+
 /// What happened to a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChangeKind {
-    /// The name is there now.
+    /// The first item of a watch: from here on every change is told.
+    Watching,
+    /// The name is there now. It may have been before, if another file was moved over it, as
+    /// editors do when they save.
     Created,
-    /// Its content changed.
+    /// Content or metadata changed.
     Modified,
-    /// The name is gone.
+    /// The name is gone, and all below it.
     Removed,
+    /// It has another name, and so has all below it.
+    Renamed,
+    /// Changes were lost, or ignore files changed: list again. Later changes are told as before.
+    Rescan,
 }
 
 fn dot() -> String {

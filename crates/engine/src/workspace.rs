@@ -8,12 +8,13 @@ use cap_fs_ext::{DirExt, OpenOptionsSyncExt};
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, FileType, OpenOptions};
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use tokio::sync::watch;
 
 use crate::activity::{Activity, WorkspaceStats};
 use crate::error::WorkspaceError;
 use crate::types::EntryKind;
 
-/// A directory tree that may be listed, read and searched, and where
+/// A directory tree that may be listed, read, searched and watched, and where
 /// [`writable`](Workspace::writable) changed; and nothing outside it.
 ///
 /// It holds an open handle of its root: renaming the root keeps it working, and no later change to
@@ -23,6 +24,8 @@ pub struct Workspace {
     root: Arc<Dir>,
     global_ignore: Arc<OnceLock<Gitignore>>,
     activity: Arc<Activity>,
+    /// True once streams without an end of their own are to end.
+    closing: Arc<watch::Sender<bool>>,
     /// `None`: the workspace is read-only. Otherwise held from the look at what is there to its
     /// replacement, so that of two calls the second sees what the first wrote.
     writing: Option<Arc<Mutex<()>>>,
@@ -47,6 +50,7 @@ impl Workspace {
             root: Arc::new(dir),
             global_ignore: Arc::default(),
             activity: Arc::default(),
+            closing: Arc::default(),
             writing: None,
         })
     }
@@ -63,6 +67,18 @@ impl Workspace {
     #[must_use]
     pub fn stats(&self) -> WorkspaceStats {
         self.activity.stats()
+    }
+
+    /// Ends every stream of `fs.watch` over this workspace and its clones, and refuses further ones, with
+    /// `Unavailable`. For a server that is about to stop: a watch would never finish by itself.
+    pub fn end_watches(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Completes after [`end_watches`](Self::end_watches).
+    pub(crate) fn watches_ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut closing = self.closing.subscribe();
+        async move { drop(closing.wait_for(|closing| *closing).await) }
     }
 
     pub(crate) fn activity(&self) -> &Arc<Activity> {

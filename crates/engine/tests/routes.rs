@@ -9,8 +9,8 @@ use common::Tree;
 use lapwing::{CallError, Code, IpcClient, IpcServer};
 use lapwing_engine::{
     FS_APPLY_PATCH, FS_LIST, FS_LIST_STREAM, FS_READ, FS_READ_RAW, FS_SEARCH, FS_SEARCH_STREAM,
-    FS_WRITE, FS_WRITE_STREAM, ListReply, ListRequest, ReadReply, SearchReply, SearchRequest,
-    add_routes,
+    FS_WATCH, FS_WRITE, FS_WRITE_STREAM, ListReply, ListRequest, ReadReply, SearchReply,
+    SearchRequest, add_routes,
 };
 use serde_json::{Value, json};
 
@@ -73,9 +73,10 @@ async fn describe_names_the_methods() {
     let search_stream = (FS_SEARCH_STREAM.kind(), FS_SEARCH_STREAM.name());
     let read_raw = (FS_READ_RAW.kind(), FS_READ_RAW.name());
     let write = (FS_WRITE.kind(), FS_WRITE.name());
+    let watch = (FS_WATCH.kind(), FS_WATCH.name());
     let reading = [FS_LIST, FS_READ, list_stream, read_raw];
     let write_stream = (FS_WRITE_STREAM.kind(), FS_WRITE_STREAM.name());
-    let changing = [write, FS_APPLY_PATCH, write_stream];
+    let changing = [write, FS_APPLY_PATCH, watch, write_stream];
     assert_eq!(named, [&reading[..], &changing, &[FS_SEARCH, search_stream]].concat());
 }
 
