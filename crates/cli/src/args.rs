@@ -15,7 +15,7 @@ use crate::{bench, call, completions, demo, describe, exit, ping, serve};
     max_term_width = 100,
     after_help = "EXAMPLES:
   lapwing demo                              an engine and an editor at work, and what a call costs
-  lapwing serve --root ~/project            serve a directory: list, read, search
+  lapwing serve --root ~/project            serve a directory: list, read, search, watch
   lapwing call fs.search '{\"pattern\": \"TODO\"}'
   lapwing ping
 
@@ -32,7 +32,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Start an engine, work with it as an editor would, and measure what a call costs.
     Demo(demo::Args),
-    /// Serve the files below a directory: fs.list, fs.read and fs.search.
+    /// Serve the files below a directory: list, read, search, watch; --writable to change them.
     Serve(serve::Args),
     /// Measure the time to a server and back.
     Ping(ping::Args),

@@ -14,11 +14,12 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::args::{Endpoint, SpinPolicy};
 use crate::exit::InputError;
 
-/// Serve the files below a directory: fs.list, fs.read and fs.search.
+/// Serve the files below a directory to an editor: list, read, search, watch, and change if you say so.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "EXAMPLES:
   lapwing serve                               the current directory, where clients look first
   lapwing serve --root ~/project --name project
+  lapwing serve --root ~/project --writable   clients may also write and patch files
   lapwing serve --socket ~/.engine.sock --spin never
 
 SIGTERM and SIGINT (Ctrl-C) let running calls finish, for at most 10 s, and then remove the socket; a
@@ -27,6 +28,9 @@ pub(crate) struct Args {
     /// The directory to serve. Nothing outside it can be reached.
     #[arg(long, value_name = "DIR", default_value = ".")]
     root: PathBuf,
+    /// Let clients change the files: fs.write and fs.apply_patch. Without it both are refused.
+    #[arg(long)]
+    writable: bool,
     #[command(flatten)]
     endpoint: Endpoint,
     /// How to wait for requests.
@@ -44,7 +48,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .with_target(false)
         .compact()
         .init();
-    let workspace = open(&args.root)?;
+    let workspace = match (open(&args.root)?, args.writable) {
+        (workspace, true) => workspace.writable(),
+        (workspace, false) => workspace,
+    };
     let socket = args.endpoint.path()?;
     let runtime = build_runtime(args.threads).context("could not start the runtime")?;
     let served = runtime.block_on(serve(args, &socket, workspace));
@@ -77,10 +84,13 @@ async fn serve(args: &Args, socket: &Path, workspace: Workspace) -> anyhow::Resu
     // Before the socket appears: who sees it may send a signal.
     let mut stops = Stops::watch().context("could not watch for signals")?;
     let builder = IpcServer::builder().spin(args.spin.into()).bind(socket)?;
-    let server = add_routes(builder, workspace).serve()?;
+    let server = add_routes(builder, workspace.clone()).serve()?;
     let root = args.root.canonicalize().unwrap_or_else(|_| args.root.clone());
-    say(&format!("serving {} on {}", root.display(), server.path().display()));
+    let writable = if args.writable { ", writable," } else { "" };
+    say(&format!("serving {}{writable} on {}", root.display(), server.path().display()));
     stops.next().await;
+    // A watch ends when its client ends it, and not because it is finished.
+    workspace.end_watches();
     say("finishing running calls; another signal ends at once");
     tokio::select! {
         drained = server.shutdown() => match drained {

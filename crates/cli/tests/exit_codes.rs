@@ -75,7 +75,8 @@ fn input_that_cannot_be_used_is_7() {
     call(&["fs.list", "@/no/such/file"]).fails(7, "cannot read /no/such/file");
     call(&["fs.move"]).fails(
         7,
-        "no method 'fs.move'; it has fs.list, fs.list.stream, fs.read, fs.search, fs.search.stream",
+        "no method 'fs.move'; it has fs.apply_patch, fs.list, fs.list.stream, fs.read, fs.read.raw, \
+         fs.search, fs.search.stream, fs.watch, fs.write, fs.write.stream",
     );
     call(&["0x00FF"]).fails(7, "use 0x0100 to 0xFFFF");
     call(&["fs.list", "--raw", "{"]).fails(5, "InvalidArgument");

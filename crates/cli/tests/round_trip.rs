@@ -79,11 +79,16 @@ fn describe_prints_a_table_and_json() {
          0x0300  fs.list           unary          json\n\
          0x0301  fs.read           unary          json\n\
          0x0302  fs.list.stream    server-stream  json\n\
+         0x0303  fs.read.raw       unary          raw\n\
+         0x0304  fs.write          unary          raw/json\n\
+         0x0305  fs.apply_patch    unary          json\n\
+         0x0306  fs.watch          server-stream  json\n\
+         0x0307  fs.write.stream   client-stream  raw/json\n\
          0x0310  fs.search         unary          json\n\
          0x0311  fs.search.stream  server-stream  json\n"
     );
     let methods = json_of(&place.lapwing(&["describe", "--json"]).succeeds());
-    let search = &methods[3];
+    let search = &methods[8];
     let told = json!([search["kind"], search["name"], search["shape"], search["codec"]]);
     assert_eq!(told, json!([784, "fs.search", "unary", "json"]));
     assert_eq!(search["request_schema"]["required"], json!(["pattern"]));
@@ -96,6 +101,32 @@ fn describe_prints_a_table_and_json() {
     ] {
         assert!(search.lines().any(|found| found == line), "no {line:?} in {search}");
     }
+}
+
+#[test]
+fn serve_changes_files_only_when_it_is_told_that_it_may() {
+    let place = Place::of(&[("a.txt", "one\ntwo\n")]);
+    let patch = json!({"patch": "--- a/a.txt\n+++ b/a.txt\n@@ -1,2 +1,2 @@\n one\n-two\n+three\n"});
+    let file = place.root.path().join("a.txt");
+    {
+        let _server = place.serve();
+        let refused = place.lapwing(&["call", "fs.apply_patch", &patch.to_string()]);
+        refused.fails(5, "start the server with `--writable`");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "one\ntwo\n");
+    }
+    let _server = Server::start(place.server_command().arg("--writable"));
+    let applied = place.lapwing(&["call", "fs.apply_patch", &patch.to_string()]).succeeds();
+    assert_eq!(json_of(&applied)["files"][0]["change"], "modified");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "one\nthree\n");
+    let again = place.lapwing(&["call", "fs.apply_patch", &patch.to_string()]);
+    again.fails(5, "should be \"two\" and is \"three\"");
+    let draft = format!("@{}", file.display());
+    let request = r#"request={"path": "b.txt"}"#;
+    let written = place.lapwing(&["call", "fs.write", &draft, "--metadata", request]).succeeds();
+    assert_eq!(json_of(&written)["len_bytes"], 10);
+    assert_eq!(fs::read_to_string(place.root.path().join("b.txt")).unwrap(), "one\nthree\n");
+    let no_pair = place.lapwing(&["call", "fs.write", &draft, "--metadata", "path"]);
+    assert!(no_pair.code == Some(2) && no_pair.stderr.contains("give it as KEY=VALUE"));
 }
 
 #[test]

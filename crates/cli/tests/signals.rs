@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use common::{Place, SLOW_PATTERN, finish, signal};
@@ -38,6 +39,21 @@ fn running_call_is_answered_before_the_server_ends() {
     assert!(finish(call).succeeds().contains("\"files_searched\":2"));
     let (code, said) = server.end();
     assert_eq!(code, Some(0), "{said}");
+    assert!(is_empty(place.sockets.path()));
+}
+
+#[test]
+fn open_watch_does_not_keep_the_server_from_ending() {
+    let place = Place::of(&[]);
+    let mut server = place.serve();
+    let mut watch = place.client(&["call", "fs.watch"]).spawn().unwrap();
+    let mut first = String::new();
+    BufReader::new(watch.stdout.as_mut().unwrap()).read_line(&mut first).unwrap();
+    assert_eq!(first, "{\"change\":\"watching\"}\n");
+    signal(&server.child, Signal::TERM);
+    let (code, said) = server.end();
+    assert_eq!(code, Some(0), "{said}");
+    finish(watch).fails(5, "Unavailable");
     assert!(is_empty(place.sockets.path()));
 }
 

@@ -1,6 +1,8 @@
 //! What can go wrong in a workspace call: one variant, one sentence, one class.
 
-use std::io;
+use std::{fmt, io};
+
+use serde::{Deserialize, Serialize};
 
 use crate::types::EntryKind;
 
@@ -44,7 +46,7 @@ pub enum WorkspaceError {
         path: String,
     },
     /// The file system refuses access to the user that runs the engine.
-    #[error("{path:?} may not be read by the engine's user: change its permissions")]
+    #[error("{path:?} may not be read or changed by the engine's user: change its permissions")]
     PermissionDenied {
         /// The path, relative to the root.
         path: String,
@@ -82,6 +84,99 @@ pub enum WorkspaceError {
         /// The length of the file, in bytes.
         total_bytes: u64,
     },
+    /// A file or a range is longer than one reply of bytes may be.
+    #[error(
+        "{len_bytes} bytes of {path:?} were asked for, and a reply has at most \
+         {reply_bytes_max}: read it in ranges, or allow longer messages on both sides"
+    )]
+    TooLong {
+        /// The path, relative to the root.
+        path: String,
+        /// What was asked for, in bytes.
+        len_bytes: u64,
+        /// The bound, in bytes.
+        reply_bytes_max: usize,
+    },
+    /// The file grew whenever it was read.
+    #[error("{path:?} grew each time it was read: read it again later, or in ranges")]
+    Unsteady {
+        /// The path, relative to the root.
+        path: String,
+    },
+    /// The workspace may not be changed.
+    #[error(
+        "this workspace is served read-only: start the server with `--writable`, or open the \
+         workspace as writable, to change files"
+    )]
+    ReadOnly,
+    /// The file is there and was to be created.
+    #[error("{path:?} exists already: choose another name, or allow it to be replaced")]
+    Exists {
+        /// The path, relative to the root.
+        path: String,
+    },
+    /// The file is not what the caller took it for.
+    #[error("{path:?} was changed by someone else: read it again, and repeat the change on that")]
+    Changed {
+        /// The path, relative to the root.
+        path: String,
+        /// The SHA-256 of what is there now, in hexadecimal; `None` when it was not looked at.
+        sha256: Option<String>,
+    },
+    /// A symlink that leads nowhere stands where a file is to be written.
+    #[error("{path:?} is a symbolic link that leads nowhere: name the file itself")]
+    DanglingLink {
+        /// The path, relative to the root.
+        path: String,
+    },
+    /// A request contradicts itself, or has a field that cannot be.
+    #[error("the request cannot be carried out: {problem}")]
+    BadRequest {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The text is not a unified diff.
+    #[error("line {line} of the patch {problem}")]
+    BadPatch {
+        /// The line of the patch, from 1.
+        line: usize,
+        /// What is wrong with it, as the rest of a sentence.
+        problem: String,
+    },
+    /// A hunk does not fit the file. No file was changed.
+    #[error("{0}; no file was changed")]
+    HunkFailed(Box<HunkFailure>),
+    /// A patch removes a file and does not say all that is in it. No file was changed.
+    #[error(
+        "the patch removes {path:?}, but the file has more lines than the patch says; no file was \
+         changed: make the patch again"
+    )]
+    NotEmptied {
+        /// The path, relative to the root.
+        path: String,
+    },
+    /// The machine has no watch left, or the workspace has as many as it may.
+    #[error("{path:?} cannot be watched: {problem}")]
+    NoWatch {
+        /// The path, relative to the root.
+        path: String,
+        /// What is used up, and what to do.
+        problem: String,
+    },
+    /// What was watched is not there any more.
+    #[error("{path:?} was removed or moved away while it was watched: watch what is there now")]
+    WatchedRemoved {
+        /// The path, relative to the root.
+        path: String,
+    },
+    /// The operating system failed while a file was written. The file is as it was.
+    #[error("{path:?} could not be written and is as it was: {source}")]
+    WriteFailed {
+        /// The path, relative to the root.
+        path: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// Not even one item fits the reply.
     #[error(
         "a reply of at most {reply_bytes_max} bytes cannot hold even one item of this call: \
@@ -104,6 +199,39 @@ pub enum WorkspaceError {
     },
 }
 
+/// Which hunk of a patch does not fit, and why. Goes as JSON in the details of the call's status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HunkFailure {
+    /// The file, relative to the root.
+    pub path: String,
+    /// Which hunk of this file, from 1.
+    pub hunk: usize,
+    /// The line of the patch at which the hunk begins, from 1.
+    pub patch_line: usize,
+    /// The first line of the file that differs where the hunk says it belongs, from 1.
+    pub line: usize,
+    /// What the patch says is there, without line ending, cut to a readable length.
+    pub expected: String,
+    /// What is there, likewise; absent behind the end of the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<String>,
+}
+
+impl fmt::Display for HunkFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, hunk, patch_line, line, expected, found } = self;
+        write!(
+            f,
+            "hunk {hunk} of {path:?} (line {patch_line} of the patch) does not fit: line {line} of \
+             the file should be {expected:?} and "
+        )?;
+        match found {
+            Some(found) => write!(f, "is {found:?}"),
+            None => f.write_str("is behind the end of the file"),
+        }
+    }
+}
+
 /// The kinds of error that a caller acts on differently; each maps to one gRPC code of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -116,6 +244,12 @@ pub enum ErrorClass {
     InvalidArgument,
     /// The request starts behind the end of a file.
     OutOfRange,
+    /// What was to be created is there.
+    AlreadyExists,
+    /// Others changed what the request is about: read again and repeat.
+    Aborted,
+    /// Something that is bounded is used up: length of a message, watches, disk.
+    ResourceExhausted,
     /// The request does not fit what is there: not a file, not a directory, too small a reply.
     FailedPrecondition,
     /// The caller cancelled.
@@ -129,16 +263,30 @@ impl WorkspaceError {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::NotFound { .. } => ErrorClass::NotFound,
-            Self::OutsideRoot { .. } | Self::PermissionDenied { .. } => {
+            Self::NotFound { .. } | Self::WatchedRemoved { .. } => ErrorClass::NotFound,
+            Self::OutsideRoot { .. } | Self::PermissionDenied { .. } | Self::ReadOnly => {
                 ErrorClass::PermissionDenied
             }
-            Self::NotAFile { .. } | Self::NotADirectory { .. } | Self::ReplyTooSmall { .. } => {
-                ErrorClass::FailedPrecondition
-            }
-            Self::InvalidPath { .. } | Self::BadPattern { .. } | Self::BadCursor => {
-                ErrorClass::InvalidArgument
-            }
+            Self::NotAFile { .. }
+            | Self::NotADirectory { .. }
+            | Self::ReplyTooSmall { .. }
+            | Self::DanglingLink { .. }
+            | Self::HunkFailed(_)
+            | Self::NotEmptied { .. } => ErrorClass::FailedPrecondition,
+            Self::InvalidPath { .. }
+            | Self::BadPattern { .. }
+            | Self::BadCursor
+            | Self::BadRequest { .. }
+            | Self::BadPatch { .. } => ErrorClass::InvalidArgument,
+            Self::Exists { .. } => ErrorClass::AlreadyExists,
+            Self::Changed { .. } | Self::Unsteady { .. } => ErrorClass::Aborted,
+            Self::TooLong { .. } | Self::NoWatch { .. } => ErrorClass::ResourceExhausted,
+            Self::WriteFailed { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    ErrorClass::ResourceExhausted
+                }
+                _ => ErrorClass::Internal,
+            },
             Self::OffsetPastEnd { .. } => ErrorClass::OutOfRange,
             Self::Cancelled => ErrorClass::Cancelled,
             Self::Io { .. } => ErrorClass::Internal,
@@ -165,11 +313,23 @@ impl WorkspaceError {
         }
     }
 
+    /// As [`from_io`](Self::from_io), of a call that writes.
+    pub(crate) fn from_write(path: &str, source: io::Error) -> Self {
+        match (source.kind(), Self::from_io(path, source)) {
+            (io::ErrorKind::AlreadyExists, _) => Self::Exists { path: path.to_owned() },
+            (io::ErrorKind::ReadOnlyFilesystem, _) => {
+                Self::PermissionDenied { path: path.to_owned() }
+            }
+            (_, Self::Io { path, source }) => Self::WriteFailed { path, source },
+            (_, sorted) => sorted,
+        }
+    }
+
     /// Whether a walk may pass over the file or directory that gave this error: it is private, or
     /// it went or changed since its directory was read. Anything else (no file descriptors left, a
     /// failing disk) ends the call, so that a short answer is never taken for a full one.
     pub(crate) fn is_local(&self) -> bool {
-        !matches!(self, Self::Io { .. } | Self::Cancelled)
+        !matches!(self, Self::Io { .. } | Self::Cancelled | Self::NoWatch { .. })
     }
 }
 

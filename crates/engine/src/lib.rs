@@ -1,11 +1,13 @@
 //! The workspace services that an editor calls, served over Lapwing.
 //!
-//! The first rooms are read-only: a [`Workspace`] opens one root directory and answers
-//! [`list`](Workspace::list), [`read`](Workspace::read) and [`search`](Workspace::search).
+//! A [`Workspace`] opens one root directory and answers [`list`](Workspace::list),
+//! [`read`](Workspace::read) and [`search`](Workspace::search); once it is
+//! [`writable`](Workspace::writable), also [`write`](Workspace::write) and
+//! [`apply_patch`](Workspace::apply_patch). [`FS_WATCH`] streams changes.
 //! The functions are synchronous and may block on the disk; [`add_routes`] serves them from threads
 //! where blocking is allowed. Requests and replies are plain serde types made for JSON.
 //!
-//! Three rules hold for every method:
+//! Four rules hold for every method:
 //!
 //! - **No path leaves the root.** Every file and directory is opened through one directory handle
 //!   with `cap_std`; an absolute path, a `..` that climbs out and a symlink that points out are
@@ -14,6 +16,8 @@
 //!   refused, and so is one that is called `.gitignore`.
 //! - **No reply is larger than asked for.** Each method takes `reply_bytes_max`, the most bytes
 //!   that its reply may take as compact JSON, and hands out a cursor (or an offset) to go on from.
+//! - **A file is replaced whole or not at all.** What is written goes to a file of its own beside the
+//!   old one, onto the disk, and then takes its name.
 //!
 //! # Examples
 //!
@@ -34,30 +38,44 @@
 
 #![forbid(unsafe_code)]
 
+mod activity;
+mod codecs;
 mod cursor;
+mod diff;
 mod error;
 mod excerpt;
+mod hunk;
+mod interrupt;
 mod limits;
 mod list;
 mod page;
+mod patch;
 mod path;
 mod pattern;
 mod read;
+mod replace;
 mod routes;
 mod rules;
 mod search;
 mod sink;
 mod types;
 mod walk;
+mod watch;
+mod watched;
 mod workspace;
+mod write;
 
-pub use error::{ErrorClass, WorkspaceError};
-use lapwing::{Json, ServerStream};
+pub use activity::WorkspaceStats;
+pub use codecs::{BytesThenJson, JsonThenBytes};
+pub use error::{ErrorClass, HunkFailure, WorkspaceError};
+use lapwing::{ClientStream, Json, Payload, ServerStream, Unary};
 pub use limits::*;
+pub use read::{Filled, OpenRange};
 pub use routes::add_routes;
 pub use types::{
-    Encoding, Entry, EntryKind, ListReply, ListRequest, Match, ReadReply, ReadRequest, SearchReply,
-    SearchRequest,
+    Change, ChangeKind, Encoding, Entry, EntryKind, ListReply, ListRequest, Match, PatchReply,
+    PatchRequest, PatchedFile, ReadReply, ReadRequest, SearchReply, SearchRequest, WatchRequest,
+    WriteMode, WriteReply, WriteRequest,
 };
 pub use workspace::Workspace;
 
@@ -74,6 +92,30 @@ pub const FS_SEARCH_STREAM: ServerStream<SearchRequest, Match, Json> =
 
 /// Number and name of the method that reads a range of a file: [`ReadRequest`] to [`ReadReply`].
 pub const FS_READ: (u16, &str) = (0x0301, "fs.read");
+
+/// The method that reads a file, or a range of it, as bytes that no JSON wraps: [`ReadRequest`] to the
+/// bytes. Whole files come through bulk memory in one reply.
+pub const FS_READ_RAW: Unary<ReadRequest, Payload, JsonThenBytes> =
+    Unary::new(0x0303, "fs.read.raw");
+
+/// The method that writes a whole file: its content to [`WriteReply`], with the [`WriteRequest`] in
+/// the call's metadata, as [`WriteRequest::options`] puts it there.
+pub const FS_WRITE: Unary<Payload, WriteReply, BytesThenJson> = Unary::new(0x0304, "fs.write");
+
+/// As [`FS_WRITE`], with the content in items, one behind the other: for files that are longer than a
+/// message, at most [`WRITE_BYTES_MAX`] bytes.
+pub const FS_WRITE_STREAM: ClientStream<Payload, WriteReply, BytesThenJson> =
+    ClientStream::new(0x0307, "fs.write.stream");
+
+/// The key of the metadata pair whose value is the JSON of a [`WriteRequest`].
+pub const REQUEST_KEY: &str = "request";
+
+/// Number and name of the method that applies a unified diff: [`PatchRequest`] to [`PatchReply`].
+pub const FS_APPLY_PATCH: (u16, &str) = (0x0305, "fs.apply_patch");
+
+/// The method that tells of changes below a directory until it is cancelled.
+pub const FS_WATCH: ServerStream<WatchRequest, Change, Json> =
+    ServerStream::new(0x0306, "fs.watch");
 
 /// Number and name of the method that searches the tree: [`SearchRequest`] to [`SearchReply`].
 pub const FS_SEARCH: (u16, &str) = (0x0310, "fs.search");

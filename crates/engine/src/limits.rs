@@ -34,3 +34,22 @@ pub const DEPTH_MAX: usize = 256;
 
 /// The most bytes of one ignore file that are read; what follows is not looked at.
 pub const IGNORE_FILE_BYTES_MAX: u64 = 256 * 1024;
+
+/// How far from where it says a hunk of a patch may be found, in lines.
+pub const HUNK_OFFSET_LINES_MAX: usize = 1000;
+
+/// The longest file that a patch may change, in bytes.
+pub const PATCHED_FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// The most streams of `fs.watch` over one workspace.
+pub const WATCHES_MAX: u64 = 32;
+
+/// The most directories that one stream of `fs.watch` watches.
+pub const WATCHED_DIRECTORIES_MAX: usize = 100_000;
+
+/// The most changes that wait for the reader of `fs.watch`; more are dropped, and it is told to
+/// list again.
+pub const WATCH_CHANGES_AHEAD: usize = 4096;
+
+/// The longest file that `fs.write.stream` takes, in bytes: it is put together in memory.
+pub const WRITE_BYTES_MAX: usize = 64 * 1024 * 1024;

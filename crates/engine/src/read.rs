@@ -1,6 +1,7 @@
-//! `fs.read`: a range of a file, as text where it is text.
+//! `fs.read`: a range of a file, as text where it is text; and `fs.read.raw`, as bytes.
 
-use std::io::{Read, Seek, SeekFrom};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -69,6 +70,117 @@ impl Workspace {
         reply.content = page.content;
         Ok(reply)
     }
+}
+
+impl Workspace {
+    /// Opens a regular file to read a range of it as bytes: which file, and how many bytes of the range
+    /// there are now.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read), and [`WorkspaceError::TooLong`] for more than `reply_bytes_max` bytes.
+    pub fn open_range(
+        &self,
+        request: &ReadRequest,
+        reply_bytes_max: usize,
+    ) -> Result<OpenRange, WorkspaceError> {
+        let path = WorkspacePath::parse(&request.path)?;
+        let (file, total_bytes) = self.open_file(path.as_path(), path.text())?;
+        let offset_bytes = request.offset_bytes;
+        let path = path.text().to_owned();
+        if offset_bytes > total_bytes {
+            return Err(WorkspaceError::OffsetPastEnd { path, offset_bytes, total_bytes });
+        }
+        let asked_bytes = request.len_bytes.unwrap_or(u64::MAX);
+        let range = OpenRange { file, path, offset_bytes, asked_bytes, reply_bytes_max };
+        range.len_now(total_bytes)?;
+        Ok(range)
+    }
+}
+
+/// A range of a file that is open, to be read as bytes.
+#[derive(Debug)]
+pub struct OpenRange {
+    file: File,
+    path: String,
+    offset_bytes: u64,
+    asked_bytes: u64,
+    reply_bytes_max: usize,
+}
+
+impl OpenRange {
+    /// How many bytes the range has now: what was asked for, or what there is up to the end of the file.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError::TooLong`], or the failure of the machine.
+    pub fn len_bytes(&self) -> Result<usize, WorkspaceError> {
+        let metadata = self.file.metadata();
+        self.len_now(metadata.map_err(|e| WorkspaceError::from_io(&self.path, e))?.len())
+    }
+
+    fn len_now(&self, total_bytes: u64) -> Result<usize, WorkspaceError> {
+        let len_bytes = total_bytes.saturating_sub(self.offset_bytes).min(self.asked_bytes);
+        usize::try_from(len_bytes).ok().filter(|len| *len <= self.reply_bytes_max).ok_or_else(
+            || {
+                let path = self.path.clone();
+                WorkspaceError::TooLong { path, len_bytes, reply_bytes_max: self.reply_bytes_max }
+            },
+        )
+    }
+
+    /// Reads the range into `room`. [`Filled::All`] tells how many bytes of `room` it takes: fewer than
+    /// [`len_bytes`](Self::len_bytes) said if the file shrank meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError::Cancelled`] once `stop` says so, or the failure of the machine.
+    pub fn fill(
+        &mut self,
+        room: &mut [u8],
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Filled, WorkspaceError> {
+        const PART_BYTES: usize = 1024 * 1024;
+        let failed = |source| WorkspaceError::from_io(&self.path, source);
+        self.file.seek(SeekFrom::Start(self.offset_bytes)).map_err(failed)?;
+        let mut filled = 0;
+        while filled < room.len() {
+            if stop() {
+                return Err(WorkspaceError::Cancelled);
+            }
+            let end = room.len().min(filled + PART_BYTES);
+            match self.file.read(&mut room[filled..end]) {
+                Ok(0) => return Ok(Filled::All(filled)),
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        if filled as u64 == self.asked_bytes {
+            return Ok(Filled::All(filled));
+        }
+        // The room is full, and nothing says yet that the file ends here.
+        match self.file.read(&mut [0]) {
+            Ok(0) => Ok(Filled::All(filled)),
+            Ok(_) => Ok(Filled::Grew),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// The file grew each time it was read.
+    #[must_use]
+    pub fn unsteady(&self) -> WorkspaceError {
+        WorkspaceError::Unsteady { path: self.path.clone() }
+    }
+}
+
+/// What [`OpenRange::fill`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filled {
+    /// The whole range, in so many bytes.
+    All(usize),
+    /// The range has become longer than the room.
+    Grew,
 }
 
 /// The first bytes of a range, encoded.

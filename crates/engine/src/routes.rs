@@ -6,27 +6,43 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 
-use lapwing::{Builder, Call, Code, Decode, Json, Payload, Request, Sink, Status, Unary};
+use lapwing::{
+    Builder, Call, Code, Decode, Json, Payload, Request, Reserved, Sink, Source, Status, Unary,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
+use crate::codecs::BytesThenJson;
 use crate::error::{ErrorClass, WorkspaceError};
-use crate::types::{ListReply, ListRequest, ReadReply, ReadRequest, SearchReply, SearchRequest};
+use crate::limits::WRITE_BYTES_MAX;
+use crate::read::Filled;
+use crate::types::{
+    ListReply, ListRequest, PatchReply, PatchRequest, ReadReply, ReadRequest, SearchReply,
+    SearchRequest, WriteReply, WriteRequest,
+};
 use crate::workspace::Workspace;
-use crate::{FS_LIST, FS_LIST_STREAM, FS_READ, FS_SEARCH, FS_SEARCH_STREAM};
+use crate::{
+    FS_APPLY_PATCH, FS_LIST, FS_LIST_STREAM, FS_READ, FS_READ_RAW, FS_SEARCH, FS_SEARCH_STREAM,
+    FS_WATCH, FS_WRITE, FS_WRITE_STREAM, REQUEST_KEY,
+};
 
 /// How many calls may block at a time, for each core of the machine; others wait their turn.
 const BLOCKING_PER_CORE: usize = 2;
 
-/// Adds `fs.list`, `fs.read` and `fs.search` over this workspace to a server, and `fs.list.stream` and
-/// `fs.search.stream`, which answer item by item instead of page by page.
+/// How often a file is read anew that grew while it was read.
+const READS_MAX: u32 = 8;
+
+/// Adds the methods over this workspace to a server: the constants of this crate whose names begin with
+/// `FS_`. Those that write are refused unless the workspace is [`writable`](Workspace::writable).
 ///
-/// A request is the JSON of [`ListRequest`](crate::ListRequest), [`ReadRequest`](crate::ReadRequest) or
-/// [`SearchRequest`](crate::SearchRequest), and nothing at all stands for `{}`; a reply is the JSON of
-/// the type that belongs to it; the server describes them as JSON Schema. The work runs on tokio's threads for blocking work, at most two calls
-/// for each core at a time. When a call's connection ends, its search stops within a few files.
+/// A request is the JSON of the type that the constant names, and nothing at all stands for `{}`; a reply
+/// is the JSON of the type that belongs to it; the server describes both as JSON Schema. The content of [`FS_READ_RAW`] and [`FS_WRITE`] is bytes.
+///
+/// The work runs on tokio's threads for blocking work, at most two calls for each core at a time. When a
+/// call is given up its work stops within milliseconds; a file that is being written is then written
+/// whole, or not at all. A watch has one thread more, which waits for the system.
 ///
 /// # Examples
 ///
@@ -56,7 +72,9 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
     let slots = Arc::new(Semaphore::new(cores * BLOCKING_PER_CORE));
     let rooms = Rooms { workspace, slots };
     let (list, read, search) = (rooms.clone(), rooms.clone(), rooms.clone());
-    let (list_stream, search_stream) = (rooms.clone(), rooms);
+    let (list_stream, search_stream, watch) = (rooms.clone(), rooms.clone(), rooms.clone());
+    let (read_raw, write, write_stream) = (rooms.clone(), rooms.clone(), rooms.clone());
+    let patch = rooms;
     builder
         .route_raw(FS_LIST.0, FS_LIST.1, move |request: Request| {
             list.clone().answer(request, |workspace, asked, max, _| workspace.list(asked, max))
@@ -73,17 +91,30 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
         .route(FS_SEARCH_STREAM, move |_: Call, asked, matches| {
             search_stream.clone().stream(asked, matches, Workspace::search_each)
         })
+        .route_raw(FS_READ_RAW.kind(), FS_READ_RAW.name(), move |request: Request| {
+            read_raw.clone().read_raw(request)
+        })
+        .route(FS_WRITE, move |call: Call, content| write.clone().write(call, content))
+        .route(FS_WRITE_STREAM, move |call: Call, items| {
+            write_stream.clone().write_stream(call, items)
+        })
+        .route_raw(FS_APPLY_PATCH.0, FS_APPLY_PATCH.1, move |request: Request| {
+            patch.clone().answer(request, |workspace, asked, _, _| workspace.apply_patch(asked))
+        })
+        .route(FS_WATCH, move |_: Call, asked, changes| watch.clone().watch(asked, changes))
         .schema_of(Unary::<ListRequest, ListReply, Json>::new(FS_LIST.0, FS_LIST.1))
         .schema_of(Unary::<ReadRequest, ReadReply, Json>::new(FS_READ.0, FS_READ.1))
         .schema_of(Unary::<SearchRequest, SearchReply, Json>::new(FS_SEARCH.0, FS_SEARCH.1))
+        .schema_of(Unary::<PatchRequest, PatchReply, Json>::new(FS_APPLY_PATCH.0, FS_APPLY_PATCH.1))
         .schema_of(FS_LIST_STREAM)
+        .schema_of(FS_WATCH)
         .schema_of(FS_SEARCH_STREAM)
 }
 
 /// What every route shares.
 #[derive(Clone)]
-struct Rooms {
-    workspace: Workspace,
+pub(crate) struct Rooms {
+    pub(crate) workspace: Workspace,
     /// One permit for each call that may block. A call keeps its permit until its blocking work has
     /// really ended, also when nobody waits for it any more.
     slots: Arc<Semaphore>,
@@ -119,6 +150,7 @@ impl Rooms {
         let (found, mut finds) = mpsc::channel(ITEMS_AHEAD);
         let blocking = spawn_blocking(move || {
             let _permit = permit;
+            let _working = workspace.activity().work();
             // A reader that is behind holds the thread here; one that is gone ends the work.
             let mut give = |item| found.blocking_send(item).is_ok();
             work(&workspace, &asked, &mut give, &|| stopped.load(Ordering::Relaxed))
@@ -143,20 +175,81 @@ impl Rooms {
     {
         let max = request.reply_bytes_max;
         let asked: Q = parse(request.payload)?;
+        self.block(move |workspace, stop| {
+            let reply = work(workspace, &asked, max, stop)?;
+            serde_json::to_vec(&reply)
+                .map_err(|error| Status::internal(format!("the reply is no JSON: {error}")))
+        })
+        .await
+    }
+
+    /// The file's bytes are read into the memory that the reply is sent from.
+    async fn read_raw(self, mut request: Request) -> Result<Reserved, Status> {
+        let asked = std::mem::replace(&mut request.payload, Payload::empty());
+        let asked: ReadRequest = parse(asked)?;
+        let max = request.reply_bytes_max;
+        let open = move |workspace: &Workspace| workspace.open_range(&asked, max);
+        let mut range = self.block(move |workspace, _| Ok(open(workspace)?)).await?;
+        for _ in 0..READS_MAX {
+            let mut room = request.reserve(range.len_bytes()?).await?;
+            let (room, filled, again) = self
+                .block(move |_, stop| {
+                    let filled = range.fill(&mut room, stop)?;
+                    Ok((room, filled, range))
+                })
+                .await?;
+            match filled {
+                Filled::All(bytes) => {
+                    let mut room = room;
+                    room.truncate(bytes);
+                    return Ok(room);
+                }
+                Filled::Grew => range = again,
+            }
+        }
+        Err(range.unsteady().into())
+    }
+
+    async fn write(self, call: Call, content: Payload) -> Result<WriteReply, Status> {
+        let asked = write_request(&call)?;
+        self.block(move |workspace, _| Ok(workspace.write(&asked, &content)?)).await
+    }
+
+    async fn write_stream(
+        self,
+        call: Call,
+        mut items: Source<Payload, BytesThenJson>,
+    ) -> Result<WriteReply, Status> {
+        let asked = write_request(&call)?;
+        let mut content = Vec::new();
+        while let Some(item) = items.next().await? {
+            if content.len() + item.len() > WRITE_BYTES_MAX {
+                let problem = format!("a file of more than {WRITE_BYTES_MAX} bytes is not written");
+                return Err(Status::resource_exhausted(problem));
+            }
+            content.extend_from_slice(&item);
+        }
+        self.block(move |workspace, _| Ok(workspace.write(&asked, &content)?)).await
+    }
+
+    /// Runs work that may block, when it is its turn. The work is told to stop when nobody waits for it
+    /// any more.
+    pub(crate) async fn block<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Workspace, &dyn Fn() -> bool) -> Result<R, Status> + Send + 'static,
+    ) -> Result<R, Status> {
         let (guard, stopped) = StopGuard::pair();
-        let Ok(permit) = self.slots.acquire_owned().await else {
-            return Err(Status::unavailable("the workspace is closing"));
-        };
-        let workspace = self.workspace;
+        let permit = Arc::clone(&self.slots).acquire_owned().await;
+        let permit = permit.map_err(|_| Status::unavailable("the workspace is closing"))?;
+        let workspace = self.workspace.clone();
         let blocking = spawn_blocking(move || {
             let _permit = permit;
             let stop = || stopped.load(Ordering::Relaxed);
             if stop() {
                 return Err(WorkspaceError::Cancelled.into());
             }
-            let reply = work(&workspace, &asked, max, &stop)?;
-            serde_json::to_vec(&reply)
-                .map_err(|error| Status::internal(format!("the reply is no JSON: {error}")))
+            let _working = workspace.activity().work();
+            work(&workspace, &stop)
         });
         let ended = blocking.await;
         drop(guard);
@@ -167,6 +260,17 @@ impl Rooms {
             Err(_) => Err(Status::unavailable("the server is stopping")),
         }
     }
+}
+
+/// What a call that writes has in its metadata.
+fn write_request(call: &Call) -> Result<WriteRequest, Status> {
+    let asked = call.metadata.get(REQUEST_KEY).ok_or_else(|| {
+        Status::invalid_argument(format!(
+            "the call has no metadata pair {REQUEST_KEY:?}: put the JSON of the request there, and \
+             the file's content in the payload"
+        ))
+    })?;
+    parse(asked.into())
 }
 
 /// Says "stop" when it is dropped, which is when the call's future is.
@@ -199,6 +303,9 @@ impl From<ErrorClass> for Code {
             ErrorClass::PermissionDenied => Code::PermissionDenied,
             ErrorClass::InvalidArgument => Code::InvalidArgument,
             ErrorClass::OutOfRange => Code::OutOfRange,
+            ErrorClass::AlreadyExists => Code::AlreadyExists,
+            ErrorClass::Aborted => Code::Aborted,
+            ErrorClass::ResourceExhausted => Code::ResourceExhausted,
             ErrorClass::FailedPrecondition => Code::FailedPrecondition,
             ErrorClass::Cancelled => Code::Cancelled,
             ErrorClass::Internal => Code::Internal,
@@ -208,7 +315,13 @@ impl From<ErrorClass> for Code {
 
 impl From<WorkspaceError> for Status {
     fn from(error: WorkspaceError) -> Status {
-        Status::new(error.class().into(), error.to_string())
+        let status = Status::new(error.class().into(), error.to_string());
+        match &error {
+            WorkspaceError::HunkFailed(failure) => {
+                status.with_details(serde_json::to_vec(failure).unwrap_or_default())
+            }
+            _ => status,
+        }
     }
 }
 

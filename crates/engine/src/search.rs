@@ -8,8 +8,10 @@ use grep_matcher::LineTerminator;
 use grep_regex::RegexMatcher;
 use grep_searcher::{BinaryDetection, Searcher, SearcherBuilder};
 
+use crate::activity::Activity;
 use crate::cursor::{self, Fingerprint, Method, Position};
 use crate::error::WorkspaceError;
+use crate::interrupt::StopMatcher;
 use crate::limits::{LINE_BYTES_MAX, MATCHES_MAX};
 use crate::page::{Page, json_bytes};
 use crate::path::{WorkspacePath, reply_path};
@@ -27,8 +29,8 @@ impl Workspace {
     /// UTF-16 byte order mark are searched as text. A line may end with `\n` or `\r\n`. The reply
     /// takes at most `reply_bytes_max` bytes as compact JSON.
     ///
-    /// `stop` is asked before each name and each read of a file (64 KiB); once it returns true the
-    /// call ends with [`WorkspaceError::Cancelled`].
+    /// `stop` is asked before each name, each read of a file (64 KiB) and within it about every
+    /// millisecond, but not within a line; once it returns true the call ends with [`WorkspaceError::Cancelled`].
     ///
     /// # Errors
     ///
@@ -174,7 +176,9 @@ impl Search<'_> {
             Err(error) => return Err(error),
         };
         let stopped = Cell::new(false);
-        let reader = StopReader { inner: file, stop: self.stop, stopped: &stopped };
+        let activity = self.workspace.activity();
+        let reader = StopReader { inner: file, stop: self.stop, stopped: &stopped, activity };
+        let matcher = StopMatcher::new(&self.matcher, self.stop, &stopped);
         let mut sink = PageSink {
             matcher: &self.matcher,
             fingerprint: self.fingerprint,
@@ -189,7 +193,7 @@ impl Search<'_> {
             is_binary: false,
             is_unwanted: false,
         };
-        let searched = self.searcher.search_reader(&self.matcher, reader, &mut sink);
+        let searched = self.searcher.search_reader(&matcher, reader, &mut sink);
         let (is_full, is_binary) = (sink.is_full, sink.is_binary);
         if stopped.get() || sink.is_unwanted {
             return Err(WorkspaceError::Cancelled);
@@ -222,6 +226,7 @@ struct StopReader<'a, R> {
     inner: R,
     stop: &'a dyn Fn() -> bool,
     stopped: &'a Cell<bool>,
+    activity: &'a Activity,
 }
 
 impl<R: Read> Read for StopReader<'_, R> {
@@ -230,7 +235,9 @@ impl<R: Read> Read for StopReader<'_, R> {
             self.stopped.set(true);
             return Err(io::Error::other("the search was cancelled"));
         }
-        self.inner.read(bytes)
+        let read = self.inner.read(bytes)?;
+        self.activity.searched(read);
+        Ok(read)
     }
 }
 

@@ -221,6 +221,161 @@ pub struct Match {
     pub path_lossy: bool,
 }
 
+/// Asks for a file to be written as a whole. The content is the payload of the call, and this the
+/// JSON of its metadata pair [`REQUEST_KEY`](crate::REQUEST_KEY).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WriteRequest {
+    /// The file, relative to the root. Of a symlink that stays inside the root, what it names is
+    /// written.
+    pub path: String,
+    /// What may be there before; anything by default.
+    #[serde(default)]
+    pub mode: WriteMode,
+    /// The SHA-256 of what the caller takes to be there, as 64 hexadecimal digits: if something
+    /// else is there, nothing is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_sha256: Option<String>,
+    /// Whether to make the directories on the way to the file; `false` by default.
+    #[serde(default)]
+    pub create_directories: bool,
+    /// Whether the reply waits until the file's name, too, is on the disk; `false` by default. The
+    /// content always is before the name stands for it.
+    #[serde(default)]
+    pub durable: bool,
+}
+
+impl WriteRequest {
+    /// A request to write the file, whatever was there, with the defaults for all else.
+    #[must_use]
+    pub fn path(path: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            mode: WriteMode::Any,
+            expected_sha256: None,
+            create_directories: false,
+            durable: false,
+        }
+    }
+}
+
+/// What may be at a path before a file is written there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WriteMode {
+    /// A file or nothing.
+    #[default]
+    Any,
+    /// Nothing.
+    Create,
+    /// A file.
+    Replace,
+}
+
+/// A file was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WriteReply {
+    /// The path relative to the root, without `.` and `..`.
+    pub path: String,
+    /// The length of what was written, in bytes.
+    pub len_bytes: u64,
+    /// Whether nothing was there before.
+    pub created: bool,
+    /// The SHA-256 of what was written, in hexadecimal: the next write's `expected_sha256`.
+    pub sha256: String,
+}
+
+/// Asks for a unified diff to be applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PatchRequest {
+    /// The diff, of one or several files.
+    pub patch: String,
+    /// How many leading names to take off the paths of the diff, as `patch -p` does. By default
+    /// one where they are `a/…` and `b/…`, as git writes them, and none otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strip: Option<u32>,
+    /// Whether to change nothing and only say what would be; `false` by default.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// A patch was applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PatchReply {
+    /// What became of each file, in the order of the patch.
+    pub files: Vec<PatchedFile>,
+}
+
+/// What a patch did to a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PatchedFile {
+    /// The file, relative to the root.
+    pub path: String,
+    /// What was done: `created`, `modified` or `removed`.
+    pub change: ChangeKind,
+    /// For each hunk, how many lines behind (or, if negative, before) the place that it says it
+    /// was found.
+    pub offsets_lines: Vec<i64>,
+    /// The SHA-256 of the file's content now, in hexadecimal; absent for one that was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// Asks to be told of changes below a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct WatchRequest {
+    /// The directory, relative to the root; `"."` by default.
+    pub path: String,
+    /// Whether to watch what is below its directories too; `true` by default.
+    pub recursive: bool,
+    /// Whether to tell of names that begin with a dot; `false` by default. `.git` is never watched.
+    pub hidden: bool,
+}
+
+impl Default for WatchRequest {
+    fn default() -> Self {
+        Self { path: ".".to_owned(), recursive: true, hidden: false }
+    }
+}
+
+/// One change below a directory that is watched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Change {
+    /// What happened.
+    pub change: ChangeKind,
+    /// What it happened to, relative to the root; of a rename the name it has now. Absent in
+    /// `watching` and `rescan`, which are about the whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The name before, of a rename.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Whether a real path is not UTF-8, as in [`Entry::path_lossy`]. Absent means `false`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub path_lossy: bool,
+}
+
+/// What happened to a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeKind {
+    /// The first item of a watch: from here on every change is told.
+    Watching,
+    /// The name is there now. It may have been before, if another file was moved over it, as
+    /// editors do when they save.
+    Created,
+    /// Content or metadata changed.
+    Modified,
+    /// The name is gone, and all below it.
+    Removed,
+    /// It has another name, and so has all below it.
+    Renamed,
+    /// Changes were lost, or ignore files changed: list again. Later changes are told as before.
+    Rescan,
+}
+
 fn dot() -> String {
     ".".to_owned()
 }

@@ -1,5 +1,7 @@
 //! The tree in sorted order, from any position, through the root's handle alone.
 
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -52,7 +54,9 @@ pub(crate) struct WalkEntry {
 /// A directory whose names are being yielded.
 struct Frame {
     path: PathBuf,
-    names: std::vec::IntoIter<Name>,
+    /// Smallest first. A heap and not a sorted list: its work is done in small parts, with looks at
+    /// `stop` between them, however many names there are.
+    names: BinaryHeap<Name>,
     /// The rest of the position to start from, if this directory is on the way to it.
     resume: Vec<Vec<u8>>,
 }
@@ -61,6 +65,27 @@ struct Name {
     name: OsString,
     kind: EntryKind,
 }
+
+impl Ord for Name {
+    /// The smaller name is the greater one here: a heap gives its greatest first.
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.name.as_encoded_bytes().cmp(self.name.as_encoded_bytes())
+    }
+}
+
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Name {}
 
 struct Pending {
     path: PathBuf,
@@ -107,11 +132,12 @@ impl<'a> Walk<'a> {
             let Some(frame) = self.frames.last_mut() else {
                 return Ok(None);
             };
-            let Some(name) = frame.names.next() else {
+            let Some(name) = frame.names.pop() else {
                 self.frames.pop();
                 self.rules.leave();
                 continue;
             };
+            self.workspace.activity().name_visited();
             let path = frame.path.join(&name.name);
             let is_on_way =
                 frame.resume.first().is_some_and(|next| *next == name.name.as_encoded_bytes());
@@ -183,7 +209,7 @@ impl<'a> Walk<'a> {
         name: &str,
     ) -> Result<(), WorkspaceError> {
         let failed = |source| WorkspaceError::from_io(name, source);
-        let mut names = Vec::new();
+        let mut names = BinaryHeap::new();
         let mut special = SpecialNames::default();
         for entry in dir.entries().map_err(failed)? {
             self.check_stop()?;
@@ -197,9 +223,8 @@ impl<'a> Walk<'a> {
                 names.push(Name { name, kind });
             }
         }
-        names.sort_unstable_by(|a, b| a.name.as_encoded_bytes().cmp(b.name.as_encoded_bytes()));
         self.rules.enter(&path, special);
-        self.frames.push(Frame { path, names: names.into_iter(), resume });
+        self.frames.push(Frame { path, names, resume });
         Ok(())
     }
 }

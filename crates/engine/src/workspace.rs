@@ -2,17 +2,20 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cap_fs_ext::{DirExt, OpenOptionsSyncExt};
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, FileType, OpenOptions};
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use tokio::sync::watch;
 
+use crate::activity::{Activity, WorkspaceStats};
 use crate::error::WorkspaceError;
 use crate::types::EntryKind;
 
-/// A directory tree that may be listed, read and searched, and nothing outside it.
+/// A directory tree that may be listed, read, searched and watched, and where
+/// [`writable`](Workspace::writable) changed; and nothing outside it.
 ///
 /// It holds an open handle of its root: renaming the root keeps it working, and no later change to
 /// the path that opened it moves it elsewhere. Cloning is cheap and shares the handle.
@@ -20,6 +23,12 @@ use crate::types::EntryKind;
 pub struct Workspace {
     root: Arc<Dir>,
     global_ignore: Arc<OnceLock<Gitignore>>,
+    activity: Arc<Activity>,
+    /// True once streams without an end of their own are to end.
+    closing: Arc<watch::Sender<bool>>,
+    /// `None`: the workspace is read-only. Otherwise held from the look at what is there to its
+    /// replacement, so that of two calls the second sees what the first wrote.
+    writing: Option<Arc<Mutex<()>>>,
 }
 
 impl Workspace {
@@ -37,7 +46,54 @@ impl Workspace {
         let dir = Dir::open_ambient_dir(root, ambient_authority())
             .and_then(|dir| dir.entries().map(|_| dir))
             .map_err(|source| WorkspaceError::from_io(&root.to_string_lossy(), source))?;
-        Ok(Self { root: Arc::new(dir), global_ignore: Arc::default() })
+        Ok(Self {
+            root: Arc::new(dir),
+            global_ignore: Arc::default(),
+            activity: Arc::default(),
+            closing: Arc::default(),
+            writing: None,
+        })
+    }
+
+    /// The same workspace with [`write`](Self::write) and [`apply_patch`](Self::apply_patch) allowed,
+    /// which otherwise are refused with [`WorkspaceError::ReadOnly`].
+    #[must_use]
+    pub fn writable(mut self) -> Self {
+        self.writing = Some(Arc::default());
+        self
+    }
+
+    /// What this workspace and its clones have done, and are doing now.
+    #[must_use]
+    pub fn stats(&self) -> WorkspaceStats {
+        self.activity.stats()
+    }
+
+    /// Ends every stream of `fs.watch` over this workspace and its clones, and refuses further ones, with
+    /// `Unavailable`. For a server that is about to stop: a watch would never finish by itself.
+    pub fn end_watches(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Completes after [`end_watches`](Self::end_watches).
+    pub(crate) fn watches_ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut closing = self.closing.subscribe();
+        async move { drop(closing.wait_for(|closing| *closing).await) }
+    }
+
+    pub(crate) fn activity(&self) -> &Arc<Activity> {
+        &self.activity
+    }
+
+    pub(crate) fn root(&self) -> &Dir {
+        &self.root
+    }
+
+    /// Waits for other calls that write; refused where the workspace is read-only.
+    pub(crate) fn begin_writing(&self) -> Result<MutexGuard<'_, ()>, WorkspaceError> {
+        let writing = self.writing.as_ref().ok_or(WorkspaceError::ReadOnly)?;
+        // It guards no memory, so a panic of another call leaves nothing half done.
+        Ok(writing.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn global_ignore(&self) -> &Gitignore {

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use common::Tree;
 use lapwing::{CallError, Code, IpcClient, IpcServer};
 use lapwing_engine::{
-    FS_LIST, FS_LIST_STREAM, FS_READ, FS_SEARCH, FS_SEARCH_STREAM, ListReply, ListRequest,
-    ReadReply, SearchReply, SearchRequest, add_routes,
+    FS_APPLY_PATCH, FS_LIST, FS_LIST_STREAM, FS_READ, FS_READ_RAW, FS_SEARCH, FS_SEARCH_STREAM,
+    FS_WATCH, FS_WRITE, FS_WRITE_STREAM, ListReply, ListRequest, ReadReply, SearchReply,
+    SearchRequest, add_routes,
 };
 use serde_json::{Value, json};
 
@@ -70,14 +71,26 @@ async fn describe_names_the_methods() {
     let named: Vec<_> = methods.iter().map(|method| (method.kind, method.name.as_str())).collect();
     let list_stream = (FS_LIST_STREAM.kind(), FS_LIST_STREAM.name());
     let search_stream = (FS_SEARCH_STREAM.kind(), FS_SEARCH_STREAM.name());
-    assert_eq!(named, [FS_LIST, FS_READ, list_stream, FS_SEARCH, search_stream]);
+    let read_raw = (FS_READ_RAW.kind(), FS_READ_RAW.name());
+    let write = (FS_WRITE.kind(), FS_WRITE.name());
+    let watch = (FS_WATCH.kind(), FS_WATCH.name());
+    let reading = [FS_LIST, FS_READ, list_stream, read_raw];
+    let write_stream = (FS_WRITE_STREAM.kind(), FS_WRITE_STREAM.name());
+    let changing = [write, FS_APPLY_PATCH, watch, write_stream];
+    assert_eq!(named, [&reading[..], &changing, &[FS_SEARCH, search_stream]].concat());
 }
 
 #[tokio::test]
-async fn describe_tells_the_schemas_of_every_method_and_they_fit_its_types() {
+async fn describe_tells_the_schemas_of_every_method_in_json_and_they_fit_its_types() {
     let served = Served::of(&[]).await;
     for method in served.client.describe().await.unwrap() {
         let details = served.client.describe_method(method.kind).await.unwrap();
+        // A file's content is bytes.
+        let bytes = [FS_READ_RAW.kind(), FS_WRITE.kind(), FS_WRITE_STREAM.kind()];
+        if bytes.contains(&method.kind) {
+            assert!(details.codec.contains("raw"), "{}", method.name);
+            continue;
+        }
         assert_eq!(details.codec, "json", "{}", method.name);
         for schema in [details.request_schema, details.reply_schema] {
             let schema: Value = serde_json::from_str(&schema.expect("a schema")).unwrap();

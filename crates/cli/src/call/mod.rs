@@ -5,11 +5,13 @@ mod request;
 
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use lapwing::blocking::{IpcClient, ItemSender};
 use lapwing::methods::Shape;
 use lapwing::{
-    CallError, CallOptions, ClientStream, Duplex, OneWay, Payload, Raw, ServerStream, Unary,
+    CallError, CallOptions, ClientStream, Duplex, Metadata, OneWay, Payload, Raw, ServerStream,
+    Unary,
 };
 
 use self::print::{Layout, print};
@@ -28,6 +30,7 @@ use crate::method;
   lapwing call fs.search.stream '{\"pattern\": \"TODO\"}' | head
   echo '{\"pattern\": \"TODO\"}' | lapwing call 0x0310 -
   seq 10 | lapwing call numbers.sum --name calculator
+  lapwing call fs.write @draft.md --metadata request='{\"path\": \"notes.md\"}'
 
 Requests and replies are JSON here, whatever the method's codec; `lapwing describe METHOD` says what it
 takes. Only a method of codec raw has no JSON: it takes and gives its bytes as they are.
@@ -52,6 +55,19 @@ pub(crate) struct Args {
     /// Send the request as it is, JSON or not, in the method's own codec.
     #[arg(long)]
     raw: bool,
+    /// Send a pair beside the request, 8 KiB in all; may be given more than once.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    metadata: Vec<(String, String)>,
+    /// Give the call so long, in milliseconds; then it is cancelled.
+    #[arg(long, value_name = "MS")]
+    timeout_ms: Option<u64>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("give it as KEY=VALUE".to_owned()),
+    }
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -61,14 +77,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let codec = found.as_ref().and_then(|found| found.codec());
     let form = match codec {
         _ if args.raw => Form::Bytes,
-        Some("raw") => Form::Bytes,
+        Some("raw" | "raw/json") => Form::Bytes,
         _ => Form::Json,
     };
+    let mut metadata = Metadata::default();
+    for (key, value) in &args.metadata {
+        metadata.push(key, value.as_bytes());
+    }
+    let mut options = CallOptions::default().metadata(metadata);
+    if let Some(limit) = args.timeout_ms {
+        options = options.timeout(Duration::from_millis(limit));
+    }
     let call = Call {
         name: &args.method,
         // In a method of codec JSON nothing has to be said, nor to a server that says nothing itself.
-        options: CallOptions::default()
-            .json(form == Form::Json && codec.is_some_and(|codec| codec != "json")),
+        options: options.json(form == Form::Json && codec.is_some_and(|codec| codec != "json")),
         kind: match &found {
             Some(found) => found.method.kind,
             None => method::number(&args.method).unwrap_or_default(),

@@ -3,12 +3,14 @@
 #![allow(dead_code)] // Each test program uses a part.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use lapwing::{CallError, ClientOptions, Code, IpcClient, IpcServer, Transport};
 use lapwing_engine::{
     ListReply, ListRequest, Match, SearchReply, SearchRequest, Workspace, WorkspaceError,
+    add_routes,
 };
 use tempfile::TempDir;
 
@@ -103,6 +105,82 @@ impl Tree {
         }
         panic!("paging does not end");
     }
+}
+
+/// A tree that is served writable, and a client of it.
+pub(crate) struct Served {
+    pub(crate) tree: Tree,
+    pub(crate) server: IpcServer,
+    pub(crate) client: IpcClient,
+    sockets: TempDir,
+}
+
+impl Served {
+    pub(crate) async fn of(files: &[(&str, &[u8])]) -> Served {
+        Served::tree(Tree::of(files)).await
+    }
+
+    pub(crate) async fn tree(tree: Tree) -> Served {
+        let sockets = tempfile::tempdir().unwrap();
+        let builder = IpcServer::builder().bind(sockets.path().join("s")).unwrap();
+        let workspace = tree.workspace.clone().writable();
+        let server = add_routes(builder, workspace).serve().unwrap();
+        let client = IpcClient::connect(server.path()).await.unwrap();
+        Served { tree, server, client, sockets }
+    }
+
+    /// A client over each transport.
+    pub(crate) async fn clients(&self) -> Vec<(Transport, IpcClient)> {
+        let mut clients = Vec::new();
+        for transport in [Transport::SharedMemory, Transport::Socket] {
+            let options = ClientOptions { transport, ..ClientOptions::default() };
+            let client = IpcClient::connect_with(self.server.path(), options).await.unwrap();
+            clients.push((transport, client));
+        }
+        clients
+    }
+
+    /// Every name below the root, temporary and hidden ones included.
+    pub(crate) fn names(&self) -> Vec<PathBuf> {
+        names_below(self.tree.path())
+    }
+}
+
+/// Every name below a directory, sorted.
+pub(crate) fn names_below(directory: &Path) -> Vec<PathBuf> {
+    let mut names = Vec::new();
+    let mut left = vec![directory.to_owned()];
+    while let Some(next) = left.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                left.push(entry.path());
+            }
+            names.push(entry.path().strip_prefix(directory).unwrap().to_owned());
+        }
+    }
+    names.sort();
+    names
+}
+
+/// The code and the sentence of a call that was refused.
+#[track_caller]
+pub(crate) fn refusal<T: std::fmt::Debug>(answer: Result<T, CallError>) -> (Code, String) {
+    match answer {
+        Err(CallError::Status(status)) => (status.code, status.message),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+/// Bytes in no order that compresses or repeats.
+pub(crate) fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let next = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    std::iter::repeat_with(next).take(bytes).collect()
 }
 
 /// Runs a call that must not block, and fails after some seconds if it does.

@@ -1,0 +1,278 @@
+//! The place of a file that is to be written, and its replacement in one step.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cap_fs_ext::OpenOptionsSyncExt;
+use cap_std::fs::{Dir, Metadata, OpenOptions, Permissions};
+use sha2::{Digest, Sha256};
+
+use crate::error::WorkspaceError;
+use crate::path::WorkspacePath;
+use crate::types::EntryKind;
+use crate::workspace::{Workspace, kind_of};
+
+/// Where a file is, or will be: an open directory and a name in it that is no symlink.
+#[derive(Debug)]
+pub(crate) struct Place {
+    directory: Dir,
+    name: OsString,
+    /// For errors.
+    text: String,
+    old: Option<Metadata>,
+}
+
+/// Whether to make the directories on the way to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Directories {
+    Make,
+    MustExist,
+}
+
+impl Workspace {
+    /// Finds the place of a file. A symlink stands for what it names, if that is a file in the root.
+    pub(crate) fn place(
+        &self,
+        path: &WorkspacePath,
+        directories: Directories,
+    ) -> Result<Place, WorkspaceError> {
+        let text = path.text().to_owned();
+        let failed = |source| WorkspaceError::from_write(path.text(), source);
+        let not_a_file = |kind| WorkspaceError::NotAFile { path: path.text().to_owned(), kind };
+        let found = match self.root().symlink_metadata(path.as_path()) {
+            Ok(metadata) => Some(metadata),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error)),
+        };
+        let mut real = path.as_path().to_owned();
+        if found.as_ref().is_some_and(Metadata::is_symlink) {
+            real = match self.root().canonicalize(path.as_path()) {
+                Ok(real) => real,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(WorkspaceError::DanglingLink { path: text });
+                }
+                Err(error) => return Err(failed(error)),
+            };
+        }
+        let Some(name) = real.file_name().filter(|_| path.names().next().is_some()) else {
+            return Err(not_a_file(EntryKind::Directory));
+        };
+        let parent = real.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        let mut opened = self.root().open_dir(parent);
+        let is_missing = opened.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+        if is_missing && directories == Directories::Make {
+            self.root().create_dir_all(parent).map_err(failed)?;
+            opened = self.root().open_dir(parent);
+        }
+        let directory = opened.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                WorkspaceError::NotFound { path: parent.to_string_lossy().into_owned() }
+            }
+            _ => failed(error),
+        })?;
+        let mut place = Place { directory, name: name.to_owned(), text, old: None };
+        place.old = place.look()?;
+        match &place.old {
+            Some(old) if !old.is_file() => Err(not_a_file(kind_of(old.file_type()))),
+            _ => Ok(place),
+        }
+    }
+}
+
+impl Place {
+    /// Whether a file is there.
+    pub(crate) fn exists(&self) -> bool {
+        self.old.is_some()
+    }
+
+    /// The length of the file that is there, in bytes.
+    pub(crate) fn len_bytes(&self) -> u64 {
+        self.old.as_ref().map_or(0, Metadata::len)
+    }
+
+    /// The content of the file that is there.
+    pub(crate) fn read(&self) -> Result<Vec<u8>, WorkspaceError> {
+        let mut content = Vec::new();
+        self.open(OpenOptions::new().read(true))
+            .and_then(|mut file| file.read_to_end(&mut content))
+            .map_err(|source| self.failed(source))?;
+        Ok(content)
+    }
+
+    /// The SHA-256 of the file that is there.
+    pub(crate) fn sha256(&self) -> Result<String, WorkspaceError> {
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 64 * 1024];
+        let mut file = self.open(OpenOptions::new().read(true)).map_err(|e| self.failed(e))?;
+        loop {
+            match file.read(&mut buffer).map_err(|e| self.failed(e))? {
+                0 => return Ok(hex(&hasher.finalize())),
+                read => hasher.update(&buffer[..read]),
+            }
+        }
+    }
+
+    /// Writes `content` beside the file and onto the disk, with the old file's permissions. The file
+    /// itself is as it was until [`Prepared::commit`].
+    pub(crate) fn prepare(
+        &self,
+        content: &[u8],
+        permissions: Option<Permissions>,
+    ) -> Result<Prepared<'_>, WorkspaceError> {
+        if self.old.is_some() {
+            // A rename asks nobody: a file that is write-protected stays so.
+            self.open(OpenOptions::new().write(true)).map_err(|e| self.failed(e))?;
+        }
+        self.write_beside(content, permissions)
+    }
+
+    /// As [`prepare`](Self::prepare), of content that goes back where it was.
+    pub(crate) fn prepare_again(&self, content: &[u8]) -> Result<Prepared<'_>, WorkspaceError> {
+        self.write_beside(content, None)
+    }
+
+    /// Whether what was found is still there, as far as length, time and identity tell.
+    pub(crate) fn is_unchanged(&self) -> Result<bool, WorkspaceError> {
+        use cap_fs_ext::MetadataExt;
+        Ok(match (&self.old, &self.look()?) {
+            (None, None) => true,
+            (Some(old), Some(new)) => {
+                let same_file = (old.dev(), old.ino()) == (new.dev(), new.ino());
+                same_file && old.len() == new.len() && old.modified().ok() == new.modified().ok()
+            }
+            _ => false,
+        })
+    }
+
+    pub(crate) fn remove(&self) -> Result<(), WorkspaceError> {
+        self.directory.remove_file(&self.name).map_err(|e| self.failed(e))
+    }
+
+    /// Puts the directory itself onto the disk.
+    pub(crate) fn sync_directory(&self) -> Result<(), WorkspaceError> {
+        let opened = self.directory.open(".");
+        opened.and_then(|directory| directory.sync_all()).map_err(|e| self.failed(e))
+    }
+
+    pub(crate) fn changed(&self, sha256: Option<String>) -> WorkspaceError {
+        WorkspaceError::Changed { path: self.text.clone(), sha256 }
+    }
+
+    fn look(&self) -> Result<Option<Metadata>, WorkspaceError> {
+        match self.directory.symlink_metadata(&self.name) {
+            Ok(metadata) => Ok(Some(metadata)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Opens the file that is there. What has taken its place is refused, without blocking on it.
+    fn open(&self, options: &mut OpenOptions) -> io::Result<cap_std::fs::File> {
+        let file = self.directory.open_with(&self.name, options.nonblock(true))?;
+        match file.metadata()?.is_file() {
+            true => Ok(file),
+            false => Err(io::ErrorKind::IsADirectory.into()),
+        }
+    }
+
+    fn write_beside(
+        &self,
+        content: &[u8],
+        permissions: Option<Permissions>,
+    ) -> Result<Prepared<'_>, WorkspaceError> {
+        let (mut file, name) = self.create_beside().map_err(|e| self.failed(e))?;
+        let prepared = Prepared { place: self, name: Some(name) };
+        let old = self.old.as_ref().map(Metadata::permissions);
+        let permitted = match old.or(permissions) {
+            // Before the content: nobody may read it who might not before.
+            Some(permissions) => file.set_permissions(permissions),
+            None => Ok(()),
+        };
+        permitted
+            .and_then(|()| file.write_all(content))
+            .and_then(|()| file.sync_all())
+            .map_err(|e| self.failed(e))?;
+        Ok(prepared)
+    }
+
+    fn create_beside(&self) -> io::Result<(cap_std::fs::File, OsString)> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let mut name = OsString::from(".");
+            // A name may be as long as names can be; its start is for people.
+            name.push(start_of(&self.name));
+            name.push(format!(".lapwing-{}-{number}", process::id()));
+            let options = OpenOptions::new().write(true).create_new(true).to_owned();
+            match self.directory.open_with(&name, &options) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                opened => return Ok((opened?, name)),
+            }
+        }
+    }
+
+    fn failed(&self, source: io::Error) -> WorkspaceError {
+        WorkspaceError::from_write(&self.text, source)
+    }
+}
+
+fn start_of(name: &OsStr) -> String {
+    name.to_string_lossy().chars().take(40).collect()
+}
+
+/// A file that waits to take another's name. Dropped, it is removed.
+#[derive(Debug)]
+#[must_use = "it is removed if it is not committed"]
+pub(crate) struct Prepared<'a> {
+    place: &'a Place,
+    name: Option<OsString>,
+}
+
+impl Prepared<'_> {
+    /// Takes the file's name. Where nothing was, nothing is replaced.
+    pub(crate) fn commit(mut self) -> Result<(), WorkspaceError> {
+        let Some(name) = &self.name else { return Ok(()) };
+        let Place { directory, name: target, old, .. } = self.place;
+        if old.is_none() {
+            match directory.hard_link(name, directory, target) {
+                // The drop removes the other name.
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    return Err(self.place.failed(error));
+                }
+                // Not every file system has hard links.
+                Err(_) if self.place.look()?.is_some() => {
+                    return Err(self.place.failed(io::ErrorKind::AlreadyExists.into()));
+                }
+                Err(_) => {}
+            }
+        }
+        directory.rename(name, directory, target).map_err(|e| self.place.failed(e))?;
+        self.name = None;
+        Ok(())
+    }
+}
+
+impl Drop for Prepared<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            // Whoever reads the error cannot do more about it than this.
+            let _ = self.place.directory.remove_file(name);
+        }
+    }
+}
+
+/// The SHA-256 of these bytes, in hexadecimal.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
+}
