@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lapwing_proto::{Code, Header, Kind, TraceContext};
+use lapwing_proto::{Code, Header, Kind, Status, TraceContext};
 use tracing::Span;
 use tracing::field::{Empty, display};
 use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
@@ -20,7 +20,7 @@ use tracing::span::Entered;
 use crate::client::Travel;
 use crate::error::CallError;
 use crate::link::{Carried, Metadata};
-use crate::server::Caller;
+use crate::server::{Caller, Panicked, served_code};
 
 /// What filters know these spans by.
 const TARGET: &str = "lapwing::calls";
@@ -77,6 +77,26 @@ pub(crate) fn serving(
     carried: Option<&Carried>,
 ) -> Option<Box<CallSpan>> {
     if are_wanted() { begin_serving(method, caller, header, carried) } else { None }
+}
+
+/// Runs an inline handler within the span of its call.
+#[cold]
+#[inline(never)]
+pub(crate) fn observe_serving<T>(
+    method: &str,
+    caller: &Caller,
+    header: &Header,
+    carried: Option<&Carried>,
+    run: impl FnOnce() -> Result<Result<T, Status>, Panicked>,
+) -> Result<Result<T, Status>, Panicked> {
+    let span = serving(method, caller, header, carried);
+    let entered = span.as_deref().map(CallSpan::enter);
+    let ran = run();
+    drop(entered);
+    if let Some(span) = span {
+        span.end(served_code(&ran));
+    }
+    ran
 }
 
 #[cold]
@@ -186,6 +206,7 @@ pub(crate) async fn observed<T>(
 }
 
 /// As [`observed`], of work that blocks.
+#[inline]
 pub(crate) fn observe<T>(
     span: Option<Box<CallSpan>>,
     work: impl FnOnce() -> Result<T, CallError>,

@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 
 use super::ahead::Ahead;
 use super::handler::{
-    AsyncHandler, Caller, Handler, InlineCall, LONG_BYTES, Panicked, Request, Running, code_of,
-    run_inline, run_typed,
+    AsyncHandler, Caller, Handler, InlineCall, LONG_BYTES, Panicked, Request, Running, run_inline,
+    run_typed,
 };
 use super::items::StreamLink;
 use super::router::Route;
@@ -37,7 +37,7 @@ use crate::link::{
     misbehaved, take_extensions,
 };
 use crate::payload::{Frame, Payload};
-use crate::spans::{self, CallSpan};
+use crate::spans;
 use crate::waking::{Bells, until, yield_to_others};
 
 /// Frames handled in one turn, at most.
@@ -529,13 +529,13 @@ impl Connection {
             Handler::Inline(handler) => {
                 let mut long = None;
                 let payload = self.frame.payload();
-                let span = spans::serving(&route.name, &self.caller, header, carried.as_ref());
-                let entered = span.as_deref().map(CallSpan::enter);
-                let ran = run_inline(handler, &self.caller, payload, &mut self.reply, &mut long);
-                drop(entered);
-                if let Some(span) = span {
-                    span.end(code_of(&ran));
-                }
+                let (caller, reply) = (&*self.caller, &mut self.reply);
+                let mut run = || run_inline(handler, caller, payload, reply, &mut long);
+                let ran = if spans::are_wanted() {
+                    spans::observe_serving(&route.name, caller, header, carried.as_ref(), run)
+                } else {
+                    run()
+                };
                 self.reply_long = long.map(|long| Payload::from_long(Long::Buffer(long)));
                 match ran {
                     Ok(Ok(())) => self.answer(header),
@@ -553,13 +553,13 @@ impl Connection {
                 let caller = &*self.caller;
                 let call = InlineCall { caller, remaining, metadata, trace, form };
                 let payload = self.frame.take_payload();
-                let span = spans::serving(&route.name, caller, header, carried.as_ref());
-                let entered = span.as_deref().map(CallSpan::enter);
-                let ran = run_typed(handler, &call, payload, &mut self.reply);
-                drop(entered);
-                if let Some(span) = span {
-                    span.end(code_of(&ran));
-                }
+                let reply = &mut self.reply;
+                let run = || run_typed(handler, &call, payload, reply);
+                let ran = if spans::are_wanted() {
+                    spans::observe_serving(&route.name, caller, header, carried.as_ref(), run)
+                } else {
+                    run()
+                };
                 match ran {
                     Ok(Ok(())) => {
                         if self.reply.len() > Header::BYTES + LONG_BYTES {

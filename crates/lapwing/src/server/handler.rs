@@ -331,7 +331,7 @@ struct Place<F, Fut> {
 }
 
 /// What a handler's end is called in its span.
-pub(crate) fn code_of<T>(ended: &Result<Result<T, Status>, Panicked>) -> Code {
+pub(crate) fn served_code<T>(ended: &Result<Result<T, Status>, Panicked>) -> Code {
     match ended {
         Ok(Ok(_)) => Code::Ok,
         Ok(Err(status)) => status.code,
@@ -358,7 +358,7 @@ where
             Err(_) => Poll::Ready(Err(Panicked)),
         };
         if let (Some(span), Poll::Ready(ended)) = (span, &polled) {
-            span.end(code_of(ended));
+            span.end(served_code(ended));
         }
         polled
     }

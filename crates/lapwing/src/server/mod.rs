@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 
 use self::handler::{AsyncFn, Handler};
 pub use self::handler::{Caller, InlineCall, Reply, Request};
+pub(crate) use self::handler::{Panicked, served_code};
 pub use self::items::{ItemSink, ItemSource, TrySendError};
 pub use self::router::RouteError;
 use self::router::Router;
