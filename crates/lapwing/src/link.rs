@@ -246,23 +246,27 @@ impl Carried {
 }
 
 impl Written {
-    /// A frame with this extension block, whose payload is still empty.
+    /// A frame with this extension block, whose payload is still empty. How much time is left is said when it is
+    /// sent.
     #[inline]
     pub(crate) fn begin(
-        remaining: Option<Duration>,
+        timed: bool,
         trace: Option<TraceContext>,
         metadata: &Metadata,
         form: Form,
     ) -> Result<Written, ExtensionError> {
         let mut frame = Payload::buffer();
-        frame.extend_from_slice(&[0; Header::BYTES]);
-        let mut written = Written { frame, payload_at: Header::BYTES, timed: remaining.is_some() };
-        let some = remaining.is_some() || trace.is_some() || !metadata.is_empty();
-        if some || form == Form::Json {
-            put_extensions(&mut written.frame, remaining, trace, metadata, form)?;
-            written.payload_at = written.frame.len();
+        let more = trace.is_some() || !metadata.is_empty() || form == Form::Json;
+        match (more, timed) {
+            (false, false) => frame.extend_from_slice(&[0; Header::BYTES]),
+            (false, true) => frame.extend_from_slice(&TIMED),
+            (true, _) => {
+                frame.extend_from_slice(&[0; Header::BYTES]);
+                let remaining = timed.then_some(Duration::ZERO);
+                put_extensions(&mut frame, remaining, trace, metadata, form)?;
+            }
         }
-        Ok(written)
+        Ok(Written { payload_at: frame.len(), frame, timed })
     }
 
     /// Where the payload is to be appended.
@@ -292,6 +296,13 @@ impl Written {
     }
 }
 
+/// Room for a header, and a block that holds a deadline alone.
+const TIMED: [u8; Header::BYTES + DEADLINE_ALONE_BYTES] = {
+    let mut timed = [0; Header::BYTES + DEADLINE_ALONE_BYTES];
+    timed.split_at_mut(Header::BYTES).1.copy_from_slice(&deadline_alone(0));
+    timed
+};
+
 impl Drop for Written {
     #[inline]
     fn drop(&mut self) {
@@ -302,7 +313,8 @@ impl Drop for Written {
 /// Whole microseconds, as a deadline is told.
 #[inline]
 fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+    let seconds = time.as_secs().saturating_mul(1_000_000);
+    seconds.saturating_add(time.subsec_micros().into())
 }
 
 #[derive(Debug)]

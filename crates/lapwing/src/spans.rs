@@ -8,7 +8,7 @@ use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, Hasher};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use lapwing_proto::{Code, Header, Kind, Status, TraceContext};
@@ -191,11 +191,9 @@ fn record_metadata(span: &Span, metadata: &Metadata) {
 
 /// Runs the work of a call within its span, and says how it ended.
 pub(crate) async fn observed<T>(
-    span: Option<Box<CallSpan>>,
-    work: impl Future<Output = Result<T, CallError>>,
+    span: Box<CallSpan>,
+    mut work: Pin<&mut impl Future<Output = Result<T, CallError>>>,
 ) -> Result<T, CallError> {
-    let Some(span) = span else { return work.await };
-    let mut work = pin!(work);
     let done = poll_fn(|cx| {
         let _entered = span.enter();
         work.as_mut().poll(cx)

@@ -11,6 +11,7 @@ use std::time::Instant;
 use lapwing_shm::Doorbell;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::task::coop;
 
 /// A connection's doorbell and socket in the runtime's poller, both edge-triggered.
 #[derive(Debug)]
@@ -108,4 +109,13 @@ pub(crate) async fn yield_to_others() {
         Poll::Pending
     })
     .await;
+}
+
+/// Takes one unit of the task's budget, so that a loop of calls lets others run. Unlike tokio's own way of that
+/// the runtime does not poll for I/O each time, which is a system call.
+pub(crate) async fn let_others_run() {
+    if !coop::has_budget_remaining() {
+        yield_to_others().await;
+    }
+    coop::consume_budget().await;
 }

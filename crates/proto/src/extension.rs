@@ -203,7 +203,7 @@ pub const DEADLINE_ALONE_BYTES: usize = DEADLINE_ALONE.len() + 8 + BEHIND_ALONE.
 /// The block that holds a deadline alone, as most blocks do, and padding: made at once.
 #[must_use]
 #[inline]
-pub fn deadline_alone(remaining_us: u64) -> [u8; DEADLINE_ALONE_BYTES] {
+pub const fn deadline_alone(remaining_us: u64) -> [u8; DEADLINE_ALONE_BYTES] {
     let mut block = [0; DEADLINE_ALONE_BYTES];
     let (head, value) = block.split_at_mut(DEADLINE_VALUE_AT);
     head.copy_from_slice(&DEADLINE_ALONE);

@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use lapwing::floor::{Bare, Floor};
-use lapwing::{CallOptions, IpcClient, Payload, blocking};
+use lapwing::{CallOptions, IpcClient, Payload, Raw, Unary, blocking};
 
 use super::burst::Course;
 use super::in_place;
 use super::options::{Api, Options};
-use super::peer::{COUNT, ECHO, Items, STREAM, TOTAL, TYPED};
+use super::peer::{COUNT, ECHO, Items, RETURN, STREAM, TOTAL, TYPED, TYPED_ASYNC};
 
 /// What is sent through Lapwing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Load {
-    RoundTrips,
+    RoundTrips(Answers),
     OneWay,
     Pipelined,
     /// Round trips of a typed method with a deadline.
-    Typed,
+    Typed(Answers),
     /// One stream of replies.
     Stream,
     /// One-way messages of five lengths in turn.
@@ -33,6 +33,31 @@ pub(super) enum Load {
     Chunks,
     /// Long messages at once, then nothing.
     Burst,
+}
+
+/// What answers at the server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Answers {
+    /// A plain function, where the frame is read.
+    Inline,
+    /// An async function.
+    Async,
+}
+
+impl Answers {
+    fn raw(self) -> u16 {
+        match self {
+            Answers::Inline => ECHO,
+            Answers::Async => RETURN,
+        }
+    }
+
+    fn typed(self) -> Unary<Payload, Payload, Raw> {
+        match self {
+            Answers::Inline => TYPED,
+            Answers::Async => TYPED_ASYNC,
+        }
+    }
 }
 
 /// A time that no call of a benchmark takes: what is measured is that there is one.
@@ -200,10 +225,10 @@ pub(super) struct Blocking<'a> {
 impl Blocking<'_> {
     fn run(&self, load: Load) -> anyhow::Result<Measured> {
         match load {
-            Load::RoundTrips => self.round_trips(),
+            Load::RoundTrips(answers) => self.round_trips(answers.raw()),
             Load::OneWay => self.one_way(),
             Load::Pipelined => self.pipelined(self.options.in_flight as usize),
-            Load::Typed => self.typed(),
+            Load::Typed(answers) => self.typed(answers.typed()),
             Load::Stream => self.stream(),
             Load::Mixed => self.mixed(),
             Load::Echo => self.echo(),
@@ -213,30 +238,30 @@ impl Blocking<'_> {
         }
     }
 
-    fn round_trips(&self) -> anyhow::Result<Measured> {
+    fn round_trips(&self, echo: u16) -> anyhow::Result<Measured> {
         let mut sent = payload(self.options);
         for n in 0..1000 {
             number(&mut sent, n);
-            ensure!(self.client.call_raw(ECHO, &sent)?.bytes() == sent, "a reply is wrong");
+            ensure!(self.client.call_raw(echo, &sent)?.bytes() == sent, "a reply is wrong");
         }
         let mut timer = Timer::start(self.clock_ns);
         for n in 0..self.options.samples {
             number(&mut sent, n);
-            let reply = self.client.call_raw(ECHO, &sent)?;
+            let reply = self.client.call_raw(echo, &sent)?;
             ensure!(reply.bytes() == sent, "a reply is wrong");
             timer.lap();
         }
         Ok(timer.finish())
     }
 
-    fn typed(&self) -> anyhow::Result<Measured> {
+    fn typed(&self, method: Unary<Payload, Payload, Raw>) -> anyhow::Result<Measured> {
         let mut sent = payload(self.options);
         let options = CallOptions::default().timeout(AMPLE);
         let mut timer = Timer::start(self.clock_ns);
         for n in 0..self.options.samples {
             number(&mut sent, n);
             let request = Payload::from(sent);
-            let reply = self.client.call_with(TYPED, &request, &options)?;
+            let reply = self.client.call_with(method, &request, &options)?;
             ensure!(reply.bytes() == request.bytes(), "a reply is wrong");
             sent = request.into_vec();
             timer.lap();
@@ -309,10 +334,10 @@ pub(super) struct Async<'a> {
 impl Async<'_> {
     async fn run(&self, load: Load) -> anyhow::Result<Measured> {
         match load {
-            Load::RoundTrips => self.round_trips().await,
+            Load::RoundTrips(answers) => self.round_trips(answers.raw()).await,
             Load::OneWay => self.one_way().await,
             Load::Pipelined => self.pipelined(self.options.in_flight).await,
-            Load::Typed => self.typed().await,
+            Load::Typed(answers) => self.typed(answers.typed()).await,
             Load::Stream => self.stream().await,
             Load::Mixed => self.mixed().await,
             Load::Echo => self.echo().await,
@@ -322,26 +347,26 @@ impl Async<'_> {
         }
     }
 
-    async fn round_trips(&self) -> anyhow::Result<Measured> {
+    async fn round_trips(&self, echo: u16) -> anyhow::Result<Measured> {
         let mut sent = payload(self.options);
         let mut timer = Timer::start(self.clock_ns);
         for n in 0..self.options.samples {
             number(&mut sent, n);
-            let reply = self.client.call_raw(ECHO, &sent).await?;
+            let reply = self.client.call_raw(echo, &sent).await?;
             ensure!(reply.bytes() == sent, "a reply is wrong");
             timer.lap();
         }
         Ok(timer.finish())
     }
 
-    async fn typed(&self) -> anyhow::Result<Measured> {
+    async fn typed(&self, method: Unary<Payload, Payload, Raw>) -> anyhow::Result<Measured> {
         let mut sent = payload(self.options);
         let options = CallOptions::default().timeout(AMPLE);
         let mut timer = Timer::start(self.clock_ns);
         for n in 0..self.options.samples {
             number(&mut sent, n);
             let request = Payload::from(sent);
-            let reply = self.client.call_with(TYPED, &request, &options).await?;
+            let reply = self.client.call_with(method, &request, &options).await?;
             ensure!(reply.bytes() == request.bytes(), "a reply is wrong");
             sent = request.into_vec();
             timer.lap();

@@ -23,7 +23,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use lapwing::floor::Bare;
 
-use self::client::{Load, Measured};
+use self::client::{Answers, Load, Measured};
 use self::options::{Burst, Chunks, InPlace, Mixed, Options, Pipelined, Plain, Stalled};
 use self::peer::Peer;
 pub(crate) use self::peer::{PeerArgs, run_peer};
@@ -37,7 +37,7 @@ use self::report::{About, Part, Report};
   lapwing bench rtt --spin never --json              sleeping sides, one JSON object a line
   lapwing bench oneway --payload 64                  messages without a reply
   lapwing bench pipelined --in-flight 64             many calls in flight
-  lapwing bench typed                                typed calls with a deadline, to an async handler
+  lapwing bench typed                                typed calls with a deadline, beside calls of bytes
   lapwing bench stream                               items of one reply
   lapwing bench mixed --ring 4194304                 one-way messages of 100 B to 100 KB, in order
   lapwing bench echo                                 1 MiB there and back, against bare copies
@@ -61,7 +61,7 @@ enum Scenario {
     Oneway(Plain),
     /// Many calls in flight at once.
     Pipelined(Pipelined),
-    /// As rtt, of a typed method with an async handler, each call with a deadline.
+    /// As rtt, of typed methods, each call with a deadline, beside calls of bytes: inline and async handlers.
     Typed(Plain),
     /// The items of one stream of replies; --samples is how many.
     Stream(Plain),
@@ -132,17 +132,16 @@ impl Scenario {
     /// What one connection carries; `None` where it takes several.
     fn load(&self) -> Option<Load> {
         Some(match self {
-            Scenario::Rtt(_) => Load::RoundTrips,
+            Scenario::Rtt(_) => Load::RoundTrips(Answers::Inline),
             Scenario::Oneway(_) => Load::OneWay,
             Scenario::Pipelined(_) => Load::Pipelined,
-            Scenario::Typed(_) => Load::Typed,
             Scenario::Stream(_) => Load::Stream,
             Scenario::Mixed(_) => Load::Mixed,
             Scenario::Echo(_) => Load::Echo,
             Scenario::InPlace(_) => Load::InPlace,
             Scenario::Chunks(_) => Load::Chunks,
             Scenario::Burst(_) => Load::Burst,
-            Scenario::Stalled(_) => return None,
+            Scenario::Typed(_) | Scenario::Stalled(_) => return None,
         })
     }
 
@@ -211,6 +210,7 @@ impl Bench {
         }
         let mut parts = match self.scenario.load() {
             Some(load) => vec![self.lapwing(load)?],
+            None if matches!(self.scenario, Scenario::Typed(_)) => self.typed(n)?,
             None => self.stalled(n)?,
         };
         parts.append(&mut rivals);
@@ -234,6 +234,28 @@ impl Bench {
             ..About::of("lapwing")
         };
         Part { about, measured }
+    }
+
+    /// Calls of bytes and typed ones with a deadline, each first in turn.
+    fn typed(&self, n: u32) -> anyhow::Result<Vec<Part>> {
+        let mut parts = Vec::new();
+        for (answers, handler) in [(Answers::Inline, "inline"), (Answers::Async, "async")] {
+            let raw = || self.lapwing(Load::RoundTrips(answers));
+            let typed = || self.lapwing(Load::Typed(answers));
+            let (mut raw, mut typed) = if n.is_multiple_of(2) {
+                let raw = raw()?;
+                (raw, typed()?)
+            } else {
+                let typed = typed()?;
+                (raw()?, typed)
+            };
+            raw.about.scenario = "rtt";
+            for part in [&mut raw, &mut typed] {
+                part.about.handler = Some(handler);
+            }
+            parts.extend([raw, typed]);
+        }
+        Ok(parts)
     }
 
     /// Calls without a stalled stream and beside one, each first in turn.

@@ -14,8 +14,8 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use lapwing::floor::Floor;
 use lapwing::{
-    Builder, Call, IpcServer, Payload, Raw, Request, ServerLimits, ServerStream, Sink, Status,
-    Unary,
+    Builder, Call, Inline, InlineCall, IpcServer, Payload, Raw, Request, ServerLimits,
+    ServerStream, Sink, Status, Unary,
 };
 
 use super::client::{self, Memory};
@@ -35,8 +35,12 @@ pub(super) const TOTAL: u16 = 0x0412;
 /// Answers with its request, which is not copied on the way through the handler.
 pub(super) const RETURN: u16 = 0x0415;
 
-/// Answers with its request, from an async handler.
+/// Answers with its request, where it is read.
 pub(super) const TYPED: Unary<Payload, Payload, Raw> = Unary::new(0x0413, "bench.typed");
+
+/// Answers with its request, from an async handler.
+pub(super) const TYPED_ASYNC: Unary<Payload, Payload, Raw> =
+    Unary::new(0x041F, "bench.typed.async");
 
 /// Answers with numbered items.
 pub(super) const STREAM: ServerStream<Vec<u8>, Payload, Raw> =
@@ -220,7 +224,8 @@ fn with_echoes(builder: Builder) -> Builder {
         .route_raw(RETURN, "bench.return", |request: Request| async move {
             Ok::<_, Status>(request.payload)
         })
-        .route(TYPED, |_: Call, bytes: Payload| async move { Ok(bytes) })
+        .route(TYPED, Inline(|_: &InlineCall<'_>, bytes: Payload| Ok(bytes)))
+        .route(TYPED_ASYNC, |_: Call, bytes: Payload| async move { Ok(bytes) })
 }
 
 fn with_counts(builder: Builder) -> Builder {

@@ -20,6 +20,8 @@ pub(super) struct About {
     pub(super) in_flight: Option<u32>,
     /// Streams that nobody reads on the same connection, where that is the question.
     pub(super) stalled_streams: Option<u32>,
+    /// What answers at the server, where that is the question.
+    pub(super) handler: Option<&'static str>,
 }
 
 impl About {
@@ -31,6 +33,7 @@ impl About {
             payload_bytes: None,
             in_flight: Some(1),
             stalled_streams: None,
+            handler: None,
         }
     }
 
@@ -39,7 +42,13 @@ impl About {
         match (self.stalled_streams, self.in_flight) {
             (Some(0), Some(calls)) => format!("{} x{calls}", self.system),
             (Some(_), Some(calls)) => format!("{} x{calls} stalled", self.system),
-            _ => self.system.to_owned(),
+            _ => match self.handler {
+                Some(handler) if self.scenario == "typed" => {
+                    format!("{} typed {handler}", self.system)
+                }
+                Some(handler) => format!("{} raw {handler}", self.system),
+                None => self.system.to_owned(),
+            },
         }
     }
 
@@ -110,6 +119,13 @@ struct Row {
     ratio_to_unstalled_range: Option<Range>,
     /// The same of p99.
     ratio_p99_to_unstalled: Option<f64>,
+    /// `inline` or `async`; null where that is not the question.
+    handler: Option<&'static str>,
+    /// Median over rounds of the p50 of typed calls to that of calls of bytes to the same sort of handler in the
+    /// same round.
+    ratio_to_raw: Option<f64>,
+    /// Least and most of that ratio.
+    ratio_to_raw_range: Option<Range>,
     /// Between two items of a stream.
     every_ns: Option<u64>,
     /// Median over rounds of this system's p50, and p99, to those of a bare line at the same pace in the
@@ -201,6 +217,14 @@ impl<'a> Report<'a> {
         self.rounds.iter().map(move |round| &round[part].measured)
     }
 
+    /// The calls of bytes that these typed ones are compared with.
+    fn find_raw(&self, part: usize) -> Option<usize> {
+        let about = &self.parts()[part].about;
+        about.handler.filter(|_| about.scenario == "typed")?;
+        let raw = About { scenario: "rtt", ..about.clone() };
+        self.parts().iter().position(|part| part.about == raw)
+    }
+
     fn over_rounds(&self, part: usize, pick: Pick, q: f64) -> Option<u64> {
         median(self.each(part).filter_map(|measured| Some(pick(measured)?.value_at_quantile(q))))
     }
@@ -235,6 +259,7 @@ impl<'a> Report<'a> {
         let to_copy = self.ratios(part, self.find("bare-copy"), 0.5);
         let to_socket = self.rates_to_socket(part);
         let to_unstalled = self.ratios(part, self.find_unstalled(part), 0.5);
+        let to_raw = self.ratios(part, self.find_raw(part), 0.5);
         let worst = self.each(part).filter_map(|m| m.burst).max_by_key(left_kib);
         let backs = self.each(part).map(|m| m.burst.and_then(|burst| burst.back_after_ms));
         let memory = median(self.each(part).filter_map(|measured| measured.memory));
@@ -278,6 +303,9 @@ impl<'a> Report<'a> {
             ratio_to_unstalled: median(to_unstalled.iter().copied()),
             ratio_to_unstalled_range: range(&to_unstalled),
             ratio_p99_to_unstalled: median(self.ratios(part, self.find_unstalled(part), 0.99)),
+            handler: about.handler,
+            ratio_to_raw: median(to_raw.iter().copied()),
+            ratio_to_raw_range: range(&to_raw),
             every_ns: (about.is_lapwing() && options.every_ns > 0).then_some(options.every_ns),
             ratio_to_line: median(self.ratios(part, self.find("bare-line"), 0.5)),
             ratio_p99_to_line: median(self.ratios(part, self.find("bare-line"), 0.99)),
@@ -385,6 +413,14 @@ fn print_notes(out: &mut impl Write, row: &Row) -> io::Result<()> {
         writeln!(
             out,
             "lapwing moves {ratio:.2} x the messages of the bare socket ({least:.2}-{most:.2})"
+        )?;
+    }
+    if let (Some(ratio), Some((least, most)), Some(handler)) =
+        (row.ratio_to_raw, row.ratio_to_raw_range, row.handler)
+    {
+        writeln!(
+            out,
+            "typed, {handler} handler, with a deadline: {ratio:.2} x the same of bytes ({least:.2}-{most:.2})"
         )?;
     }
     if let (Some(p50), Some(p99)) = (row.ratio_to_line, row.ratio_p99_to_line) {

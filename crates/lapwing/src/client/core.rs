@@ -114,6 +114,8 @@ pub(crate) struct Core {
     pub(crate) counters: Counters,
     /// Calls in the table, abandoned and retired ones included; written under `outbox`.
     in_flight: AtomicU32,
+    /// Those of them that are streams and not abandoned; written under `outbox`.
+    streams: AtomicU32,
     /// A call whose caller has its reply and which is still in the table; 0 for none. Invariant T.
     retired: AtomicU64,
     /// Invariant T.
@@ -294,6 +296,7 @@ impl Core {
             agreed,
             counters: Counters::new(),
             in_flight: AtomicU32::new(0),
+            streams: AtomicU32::new(0),
             retired: AtomicU64::new(0),
             meeting: AtomicBool::new(false),
             drain_wanted: AtomicBool::new(false),
@@ -306,6 +309,18 @@ impl Core {
     pub(crate) fn in_flight(&self) -> u32 {
         let retired = self.retired.load(Ordering::Relaxed) != 0;
         self.in_flight.load(Ordering::Relaxed).saturating_sub(u32::from(retired))
+    }
+
+    /// Whether one call alone waits for a reply. Streams beside it may stand still for long: when their items come,
+    /// whoever looks in place sees it and stops.
+    #[inline]
+    pub(crate) fn is_alone(&self) -> bool {
+        self.in_flight().wrapping_sub(self.streams.load(Ordering::Relaxed)) == 1
+    }
+
+    fn stream_ended(&self) {
+        // Under the outbox's lock, as all that write it.
+        self.streams.store(self.streams.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
     }
 
     /// Locks the outbox, and closes the retired call first (invariant T).
@@ -410,6 +425,9 @@ impl Core {
             return Err(error);
         }
         self.in_flight.store(outbox.calls.len() as u32, Ordering::Relaxed);
+        if matches!(brings, Brings::Items { .. }) {
+            self.streams.store(self.streams.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
         self.counters.sent(bytes);
         if !looks()
             && let Err(broken) = outbox.sending.flush()
@@ -664,6 +682,9 @@ impl Core {
 
     pub(super) fn close_call(&self, outbox: &mut Outbox, id: MessageId) -> Option<Call> {
         let call = outbox.calls.remove(id);
+        if matches!(call, Some(Call::Stream(_))) {
+            self.stream_ended();
+        }
         self.closed_one(outbox);
         call
     }
@@ -709,6 +730,7 @@ impl Core {
                 if let Lookup::Live(call) = outbox.calls.find(id) {
                     *call = Call::Abandoned;
                 }
+                self.stream_ended();
                 self.cancel(&mut outbox, id, kind);
             }
             // By the other half of a stream: its place is taken until the server has answered.

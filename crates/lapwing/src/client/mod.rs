@@ -20,7 +20,7 @@ mod typed;
 
 use std::future::{Future, poll_fn};
 use std::path::Path;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -50,7 +50,7 @@ use crate::handshake::ClientHello;
 use crate::methods;
 use crate::payload::Payload;
 use crate::spans::{self, CallSpan, observed};
-use crate::waking::watch;
+use crate::waking::{let_others_run, watch};
 
 /// How long nobody may look before the driver arms the sleep word.
 pub(crate) const LINGER: Duration = Duration::from_millis(1);
@@ -376,8 +376,13 @@ impl IpcClient {
         out: Outgoing<'_>,
         only_with_room: bool,
     ) -> Result<Payload, CallError> {
-        let span = self.span(&out);
-        observed(span, within(out.until(), self.call_now(out, only_with_room))).await
+        let (span, until) = (self.span(&out), out.until());
+        // In their place before they are handed on: they are large to be moved.
+        let work = pin!(self.call_now(out, only_with_room));
+        match span {
+            None => within(until, work).await,
+            Some(span) => observed(span, pin!(within(until, work))).await,
+        }
     }
 
     async fn call_now(
@@ -386,8 +391,7 @@ impl IpcClient {
         only_with_room: bool,
     ) -> Result<Payload, CallError> {
         let core = &*self.shared.core;
-        // One unit of the task's budget a call, so that a loop of calls lets others run.
-        tokio::task::coop::consume_budget().await;
+        let_others_run().await;
         let mut guard = CallGuard { shared: &self.shared, id: None };
         // The guard is there before the request is sent: a drop between the two cannot leak the slot.
         // The driver flushes in its next turn. In a moment this task waits, and lets it run.
@@ -409,7 +413,7 @@ impl IpcClient {
         let outcome = poll_fn(|cx| {
             // Alone it does not let the driver run.
             if std::mem::take(&mut deferred)
-                && core.in_flight() == 1
+                && core.is_alone()
                 && let Err(broken) = core.flush()
             {
                 core.finish(&broken);
@@ -462,7 +466,7 @@ impl IpcClient {
         yielded: &mut bool,
     ) -> Poll<Outcome> {
         let core = &*self.shared.core;
-        if core.in_flight() == 1 && self.may_look_in_place(yielded) {
+        if core.is_alone() && self.may_look_in_place(yielded) {
             match self.look_in_place(call) {
                 Looked::Found(outcome) => return Poll::Ready(outcome),
                 // The driver is asleep and armed, or on its way there: the reply rings for it.
@@ -473,7 +477,7 @@ impl IpcClient {
         if let Poll::Ready(outcome) = self.register(cx, call.id) {
             return Poll::Ready(outcome);
         }
-        if !std::mem::replace(yielded, true) && core.in_flight() == 1 {
+        if !std::mem::replace(yielded, true) && core.is_alone() {
             // Let others send first; then look whether this call is alone.
             cx.waker().wake_by_ref();
         } else {
@@ -519,6 +523,7 @@ impl IpcClient {
             self.shared.kick.notify.notify_one();
         }
         let mut begun = None;
+        let delivered = inbox.delivered;
         loop {
             match core.deliver(&mut inbox, Some(call)) {
                 Ok(Some(outcome)) => return Looked::Found(outcome),
@@ -535,6 +540,10 @@ impl IpcClient {
                 return Looked::Found(outcome);
             }
             core.offer_room();
+            if inbox.delivered != delivered {
+                // Something came for others, as an item of a stream: they get their turn.
+                return Looked::Busy;
+            }
             if inbox.spin(SPIN_BOUND) {
                 continue;
             }
@@ -581,16 +590,15 @@ impl Drop for CallGuard<'_> {
     }
 }
 
-/// The work's result, unless the deadline comes first: then it is dropped. The runtime's timer learns of it only
-/// once the work has to wait.
+/// The work's result, unless the deadline comes first. The runtime's timer learns of it only once the work has to
+/// wait.
 async fn within<T>(
     mut until: Until,
-    work: impl Future<Output = Result<T, CallError>>,
+    mut work: Pin<&mut impl Future<Output = Result<T, CallError>>>,
 ) -> Result<T, CallError> {
     if until == Until::Never {
         return work.await;
     }
-    let mut work = pin!(work);
     let mut timer = pin!(None);
     poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::marker::PhantomData;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -21,6 +21,7 @@ use crate::link::{Metadata, Written};
 use crate::method::{ClientStream, Duplex, Method, OneWay, ServerStream, Shape, Unary};
 use crate::payload::Payload;
 use crate::spans::{self, CallSpan, code_of};
+use crate::waking::let_others_run;
 
 /// The frame of a request, put together with what travels with it.
 #[inline]
@@ -31,9 +32,9 @@ pub(crate) fn written<S: Shape, Q, R, C: Encode<Q>>(
     travel: Option<&Travel<'_>>,
 ) -> Result<Written, CallError> {
     let begun = match travel {
-        None => Written::begin(None, None, &Metadata::NONE, Form::Own),
+        None => Written::begin(false, None, &Metadata::NONE, Form::Own),
         Some(Travel { deadline, trace, metadata, form, .. }) => {
-            Written::begin(deadline.left(), *trace, metadata, *form)
+            Written::begin(*deadline != Until::Never, *trace, metadata, *form)
         }
     };
     let mut written = begun.map_err(|error| CallError::BadMetadata(error.to_string()))?;
@@ -191,7 +192,7 @@ impl IpcClient {
         let core = &self.shared.core;
         let until = out.until();
         let start = |settled| core.start_oneway(out.again(settled));
-        super::within(until, self.poll_start(until, start)).await?;
+        super::within(until, pin!(self.poll_start(until, start))).await?;
         self.sent();
         Ok(())
     }
@@ -305,7 +306,7 @@ impl IpcClient {
         let until = Until::from(deadline);
         let (span, form) = (self.span(&out), out.form());
         let start = |settled| core.start(out.again(settled), brings);
-        let started = super::within(until, self.poll_start(until, start)).await;
+        let started = super::within(until, pin!(self.poll_start(until, start))).await;
         if let (Some(span), Err(_)) = (&span, &started) {
             span.end(code_of(&started));
         }
@@ -434,7 +435,7 @@ impl<T, C: Decode<T>> ItemStream<T, C> {
     ///
     /// Nothing is lost: an item is taken only when this completes.
     pub async fn next(&mut self) -> Option<Result<T, CallError>> {
-        tokio::task::coop::consume_budget().await;
+        let_others_run().await;
         poll_fn(|cx| self.poll(cx)).await
     }
 
@@ -508,7 +509,7 @@ impl<T, C> ItemSender<T, C> {
 
     async fn end(&mut self) -> Result<(), CallError> {
         let work = poll_fn(|cx| self.call.poll_send(cx, None));
-        let ended = match super::within(self.call.deadline.into(), work).await {
+        let ended = match super::within(self.call.deadline.into(), pin!(work)).await {
             Err(CallError::StreamEnded) => Ok(()),
             ended => ended,
         };
@@ -529,9 +530,9 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     /// The item was sent whole or not at all; it was not when this never completed.
     pub async fn send(&mut self, item: &T) -> Result<(), CallError> {
         let item = self.write(item)?;
-        tokio::task::coop::consume_budget().await;
+        let_others_run().await;
         let work = poll_fn(|cx| self.call.poll_send(cx, Some(&item)));
-        super::within(self.call.deadline.into(), work).await
+        super::within(self.call.deadline.into(), pin!(work)).await
     }
 
     /// Sends one item if there is room for it now.
@@ -625,7 +626,7 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
                 }
             }
         });
-        let outcome = super::within(call.deadline.into(), over).await;
+        let outcome = super::within(call.deadline.into(), pin!(over)).await;
         let reply = call.ended(outcome.and_then(|outcome| call.shared.core.conclude(outcome)))?;
         read::<R, C>(self.sender.method, "reply", reply, call.form)
     }

@@ -10,6 +10,7 @@ use super::connection::{Out, over_quota};
 use super::running::{CallEnd, CallState, Taken};
 use crate::link::{SendError, call_header};
 use crate::payload::Payload;
+use crate::waking::let_others_run;
 
 /// The longest item, in bytes, whose buffer is kept for the next one.
 const KEPT_ITEM_BYTES: usize = 128 * 1024;
@@ -83,7 +84,7 @@ impl ItemSink {
     ) -> Result<(), Status> {
         self.begin(write)?;
         // A handler that never has to wait lets others run, too.
-        tokio::task::coop::consume_budget().await;
+        let_others_run().await;
         poll_fn(|cx| self.poll_send(Some(cx))).await
     }
 
@@ -163,7 +164,7 @@ impl ItemSource {
     ///
     /// Nothing is lost: an item is taken only when this completes.
     pub async fn next_bytes(&mut self) -> Result<Option<Payload>, Status> {
-        tokio::task::coop::consume_budget().await;
+        let_others_run().await;
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
