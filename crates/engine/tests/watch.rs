@@ -116,6 +116,29 @@ async fn watch_tells_what_is_made_changed_renamed_and_removed() {
 }
 
 #[tokio::test]
+async fn directories_that_return_under_a_name_that_was_told_are_watched_as_what_they_are() {
+    let _alone = ALONE.lock().await;
+    let files: &[(&str, &[u8])] = &[("d/x", b""), ("e/y/z", b"")];
+    let mut watching = Watching::of(files, &WatchRequest::default()).await;
+    fs::remove_dir_all(watching.path("d")).unwrap();
+    fs::create_dir(watching.path("d")).unwrap();
+    let told = watching.so_far().await;
+    assert_eq!(told, ["removed d/x", "removed d", "created d"]);
+    fs::write(watching.path("d/again"), "").unwrap();
+    assert_eq!(watching.so_far().await, ["created d/again"]);
+
+    // Two that take each other's name.
+    for (from, to) in [("d", "aside"), ("e", "d"), ("aside", "e")] {
+        fs::rename(watching.path(from), watching.path(to)).unwrap();
+    }
+    let told = watching.so_far().await;
+    assert_eq!(told, ["renamed d aside", "renamed e d", "renamed aside e"]);
+    fs::remove_file(watching.path("d/y/z")).unwrap();
+    fs::remove_file(watching.path("e/again")).unwrap();
+    assert_eq!(watching.so_far().await, ["removed d/y/z", "removed e/again"]);
+}
+
+#[tokio::test]
 async fn watch_tells_what_a_listing_would_show() {
     let _alone = ALONE.lock().await;
     let outside = Tree::of(&[("x", b"1")]);

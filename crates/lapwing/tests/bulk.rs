@@ -282,6 +282,93 @@ async fn user_over_its_quota_of_bulk_memory_gets_a_status_or_is_cut_and_nobody_e
 }
 
 #[tokio::test]
+async fn quota_of_a_user_is_free_again_when_its_connections_end() {
+    let limits = ServerLimits { bulk_bytes_per_uid: 40 * MIB as u64, ..ServerLimits::default() };
+    let fixture = serve(limits);
+    let length = (10 * MIB as u64).to_le_bytes();
+    for n in 0..20 {
+        let client = IpcClient::connect(&fixture.path).await.unwrap();
+        // A segment of 16 MiB on either side. The server may still see the end of the last connection.
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = client.call_raw(MAKE, &length).await {
+            assert!(matches!(&error, CallError::Status(s) if s.code == Code::ResourceExhausted));
+            assert!(Instant::now() < deadline, "{n}: nothing came back");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let sent = vec![n; 10 * MIB];
+        assert!(client.call_raw(ECHO, &sent).await.unwrap().bytes() == sent, "{n}");
+        // In order, or by going without a word.
+        if n % 2 == 0 {
+            client.disconnect().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn message_of_the_longest_length_passes_and_one_byte_more_is_refused() {
+    for transport in BOTH {
+        let fixture = serve(ServerLimits::default());
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        let sent = pattern(1, 10 * MIB);
+        assert!(client.call_raw(ECHO, &sent).await.unwrap().bytes() == sent);
+        let refused = client.call_raw(ECHO, &vec![1; 10 * MIB + 1]).await.unwrap_err();
+        assert!(matches!(refused, CallError::TooLarge { .. }), "{transport:?}: {refused}");
+        let length = |bytes: usize| (bytes as u64).to_le_bytes();
+        let made = client.call_raw(MAKE, &length(10 * MIB)).await.unwrap();
+        assert_eq!(made.len(), 10 * MIB);
+        let refused = client.call_raw(MAKE, &length(10 * MIB + 1)).await.unwrap_err();
+        let is_status =
+            matches!(&refused, CallError::Status(s) if s.code == Code::ResourceExhausted);
+        assert!(is_status, "{transport:?}: {refused}");
+        assert!(client.call_raw(ECHO, &sent).await.unwrap().bytes() == sent, "it goes on");
+    }
+}
+
+/// Given up before it is sent, while it waits for a block, while it is handled, while its reply comes.
+#[tokio::test]
+async fn calls_given_up_at_any_moment_leave_every_block_free() {
+    for transport in BOTH {
+        let fixture = serve(ServerLimits::default());
+        // One block of 16 MiB, or a few shorter ones.
+        let options = ClientOptions { bulk_bytes: 1, ..options(transport) };
+        let client = IpcClient::connect_with(&fixture.path, options).await.unwrap();
+        let given_up: Vec<_> = (0..120_u64)
+            .map(|n| {
+                let client = client.clone();
+                let sent = Payload::from(vec![n as u8; (n as usize % 12 + 1) * 300_000]);
+                let patience = Duration::from_micros(n * 331);
+                tokio::spawn(async move {
+                    let call = async {
+                        match n % 3 {
+                            0 => {
+                                let soon = CallOptions::default().timeout(patience);
+                                let _ = client.call_with(LATER, &sent, &soon).await;
+                            }
+                            1 => drop(client.call(LATER, &sent).await),
+                            _ => {
+                                let request = client.reserve(sent.len()).await.unwrap();
+                                let _ = client.call_reserved(ECHO, request).await;
+                            }
+                        }
+                    };
+                    let patience = if n % 3 == 0 { PATIENCE } else { patience };
+                    let _ = tokio::time::timeout(patience, call).await;
+                })
+            })
+            .collect();
+        for call in given_up {
+            tokio::time::timeout(PATIENCE, call).await.expect("it ends").unwrap();
+        }
+        for n in 0..3 {
+            // It takes all that there is.
+            let sent = pattern(n, 10 * MIB);
+            let echoed = tokio::time::timeout(PATIENCE, client.call_raw(ECHO, &sent)).await;
+            assert!(echoed.expect("a block is missing").unwrap().bytes() == sent);
+        }
+    }
+}
+
+#[tokio::test]
 async fn messages_of_a_gibibyte_go_through_where_configured() {
     const GIB: u32 = 1024 * MIB as u32;
     let available = std::fs::read_to_string("/proc/meminfo").unwrap();
@@ -300,6 +387,12 @@ async fn messages_of_a_gibibyte_go_through_where_configured() {
         assert_eq!(number(&reply), u64::from(GIB), "{transport:?}");
         let refused = client.reserve(GIB as usize + 1).await.unwrap_err();
         assert!(matches!(refused, CallError::TooLarge { .. }));
+        let made = client.call_raw(MAKE, &u64::from(GIB).to_le_bytes()).await.unwrap();
+        assert_eq!((made.len(), made.last()), (GIB as usize, Some(&9)), "{transport:?}");
+        // Shorter blocks find room once the long one is unused.
+        let sent = pattern(1, 3 * MIB);
+        let shorter = tokio::time::timeout(PATIENCE, client.call_raw(ECHO, &sent)).await;
+        assert!(shorter.expect("a block").unwrap().bytes() == sent, "{transport:?}");
     }
 }
 
