@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 pub use lapwing_proto::{Code, PeerMisbehaved, Status, WireError};
 
+use crate::client::Until;
 use crate::platform::SOCKET_PATH_BYTES;
 
 /// Why an endpoint's path could not be worked out.
@@ -182,7 +183,8 @@ pub enum CallError {
         /// Why the connection ended.
         reason: EndReason,
     },
-    /// The call's time was over before its reply had come. It was cancelled at the server.
+    /// The call's time was over before its reply had come, as this side's clock says or the server's answer. It was
+    /// cancelled at the server.
     #[error("the call's time was over before its reply came")]
     DeadlineExceeded,
     /// The server has ended the stream and takes no more items; its reply says how it ended.
@@ -264,5 +266,17 @@ impl EndReason {
             EndReason::Misbehaved(peer) => CallError::Protocol(*peer),
             reason => CallError::Disconnected { delivered, reason: reason.clone() },
         }
+    }
+}
+
+/// Of a call with a deadline it is one answer that its time was over, whichever side found out first.
+pub(crate) fn timed<T>(until: Until, done: Result<T, CallError>) -> Result<T, CallError> {
+    match done {
+        Err(CallError::Status(status))
+            if status.code == Code::DeadlineExceeded && until != Until::Never =>
+        {
+            Err(CallError::DeadlineExceeded)
+        }
+        done => done,
     }
 }

@@ -145,12 +145,24 @@ impl Frame {
         Payload { bytes, start: Header::BYTES + self.extension, long }
     }
 
+    /// Gives memory back that only a long payload needed.
+    pub(crate) fn shrink(&mut self) {
+        shrink(&mut self.bytes);
+    }
+
     /// Makes room for the next one.
     #[inline]
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
         self.extension = 0;
         self.long = None;
+    }
+}
+
+/// Frees a buffer that is larger than those that are kept, and not in use.
+pub(crate) fn shrink(buffer: &mut Vec<u8>) {
+    if buffer.capacity() > KEPT_BYTES {
+        *buffer = Vec::new();
     }
 }
 

@@ -249,6 +249,8 @@ async fn client_whose_bulk_memory_is_used_up_waits_its_turn_and_no_longer_than_i
     let timeout = CallOptions::default().timeout(Duration::from_millis(50));
     let late = client.call_with(LENGTH, &vec![1; MIB].into(), &timeout).await.unwrap_err();
     assert!(matches!(late, CallError::DeadlineExceeded), "{late}");
+    let late = client.reserve_with(MIB, &timeout).await.unwrap_err();
+    assert!(matches!(late, CallError::DeadlineExceeded), "{late}");
     assert!(begun.elapsed() < Duration::from_secs(5));
     // Short messages need none, and go on.
     assert_eq!(client.call_raw(ECHO, b"short").await.unwrap().bytes(), b"short");
@@ -406,25 +408,28 @@ fn memory_after_a_burst_of_long_messages_is_what_it_was() {
     }) else {
         return;
     };
-    let options = ClientOptions { spin: Spin::Never, ..ClientOptions::default() };
-    let client = blocking::IpcClient::connect_with(victim.path(), &options).unwrap();
-    let small = |n: u8| assert_eq!(client.call_raw(ECHO, &[n; 1000]).unwrap().bytes(), [n; 1000]);
-    (0..200).for_each(small);
-    let used = |now: Resources| now.private_kib + now.shared_kib;
-    let before = victim.resources();
-    let sent = pattern(1, 5_000_000);
-    for _ in 0..100 {
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        let options = ClientOptions { transport, spin: Spin::Never, ..ClientOptions::default() };
+        let client = blocking::IpcClient::connect_with(victim.path(), &options).unwrap();
+        let small =
+            |n: u8| assert_eq!(client.call_raw(ECHO, &[n; 1000]).unwrap().bytes(), [n; 1000]);
+        (0..200).for_each(small);
+        let used = |now: Resources| now.private_kib + now.shared_kib;
+        let before = victim.resources();
+        let sent = pattern(1, 5_000_000);
+        for _ in 0..100 {
+            assert!(client.call_raw(ECHO, &sent).unwrap().bytes() == sent);
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let after = victim.resources();
+            if used(after) <= used(before) + 1024 {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{transport:?}: before {before:?}, after {after:?}");
+            std::thread::sleep(idle);
+        }
+        // It goes on afterwards, with new memory.
         assert!(client.call_raw(ECHO, &sent).unwrap().bytes() == sent);
     }
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let after = victim.resources();
-        if used(after) <= used(before) + 1024 {
-            break;
-        }
-        assert!(Instant::now() < deadline, "before {before:?}, after {after:?}");
-        std::thread::sleep(idle);
-    }
-    // It goes on afterwards, with new memory.
-    assert!(client.call_raw(ECHO, &sent).unwrap().bytes() == sent);
 }

@@ -24,12 +24,12 @@ use crate::client::{
 };
 use crate::control::ControlSocket;
 use crate::endpoint;
-use crate::error::{CallError, ConnectError};
+use crate::error::{CallError, ConnectError, timed};
 use crate::handshake::ClientHello;
 use crate::link::Broken;
 use crate::payload::Payload;
 use crate::spans::{self, CallSpan, observe};
-use crate::{ClientOptions, ClientStats, ConnectionState, methods, platform};
+use crate::{CallOptions, ClientOptions, ClientStats, ConnectionState, methods, platform};
 
 /// A connection to a server, for threads. Clones are cheap and share the connection; every thread may
 /// call at the same time.
@@ -168,7 +168,17 @@ impl IpcClient {
     ///
     /// [`CallError::TooLarge`] for more than a message may have, or what ended the connection.
     pub fn reserve(&self, bytes: usize) -> Result<Reserved, CallError> {
-        self.start(&mut Until::Never, |core, _| core.reserve(bytes))
+        self.reserve_with(bytes, &CallOptions::default())
+    }
+
+    /// As [`IpcClient::reserve`], for at most the time that the options give.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::reserve`], and [`CallError::DeadlineExceeded`] when no block came back in time.
+    pub fn reserve_with(&self, bytes: usize, options: &CallOptions) -> Result<Reserved, CallError> {
+        let mut until = options.travel().map_or(Until::Never, |travel| travel.deadline);
+        self.start(&mut until, |core, _| core.reserve(bytes))
     }
 
     /// As [`IpcClient::call_raw`], with a request that was written in place: a long one is not copied.
@@ -177,14 +187,29 @@ impl IpcClient {
     ///
     /// As [`IpcClient::call_raw`].
     pub fn call_reserved(&self, kind: u16, request: Reserved) -> Result<Payload, CallError> {
+        self.call_reserved_with(kind, request, &CallOptions::default())
+    }
+
+    /// As [`IpcClient::call_reserved`], with a time limit, metadata or a trace.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_raw`], and [`CallError::DeadlineExceeded`] when the time is over.
+    pub fn call_reserved_with(
+        &self,
+        kind: u16,
+        request: Reserved,
+        options: &CallOptions,
+    ) -> Result<Payload, CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        match request.into_parts() {
-            Ok(block) => {
-                let block = Mutex::new(block);
-                self.call_out(Outgoing { what: What::Block(&block), ..Outgoing::plain(kind, &[]) })
-            }
-            Err(bytes) => self.call_kind(kind, &bytes),
-        }
+        let travel = options.travel();
+        let (block, payload) = match request.into_parts() {
+            Ok(block) => (Some(Mutex::new(block)), Vec::new()),
+            Err(bytes) => (None, bytes),
+        };
+        let what = block.as_ref().map_or(What::Bytes(&payload), What::Block);
+        let travel = travel.as_ref();
+        self.call_out(Outgoing { what, travel, ..Outgoing::plain(kind, &[]) })
     }
 
     /// Asks the connection itself for an answer, past every route; the time it took.
@@ -308,7 +333,7 @@ impl IpcClient {
     #[inline]
     fn collect(&self, call: &Started, until: &mut Until) -> Result<Payload, CallError> {
         match self.wait_for(call, until) {
-            Some(outcome) => self.shared.core.conclude(outcome),
+            Some(outcome) => timed(*until, self.shared.core.conclude(outcome)),
             None => {
                 self.shared.core.abandon(call.id);
                 Err(CallError::DeadlineExceeded)

@@ -9,7 +9,7 @@ use crate::client::{
     Brings, Core, Item, ItemError, Outgoing, Started, Until, at_once, read, try_sent, written,
 };
 use crate::codec::{Decode, Encode, Form};
-use crate::error::CallError;
+use crate::error::{CallError, timed};
 use crate::method::{ClientStream, Duplex, OneWay, ServerStream, Unary};
 use crate::payload::Payload;
 use crate::spans::{CallSpan, code_of, observe};
@@ -200,8 +200,9 @@ struct OpenCall {
 }
 
 impl OpenCall {
-    /// How the call ended, for its span.
+    /// How the call ended, for its caller and its span.
     fn ended<T>(&self, how: Result<T, CallError>) -> Result<T, CallError> {
+        let how = timed(self.deadline.into(), how);
         if let Some(span) = &self.span {
             span.end(code_of(&how));
         }

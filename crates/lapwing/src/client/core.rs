@@ -452,7 +452,7 @@ impl Core {
                 outbox.sending.send(header, bytes).map_err(|e| self.refused(e, room))
             }
             (What::Written(_), _) => self.send_written(outbox, header, out, room),
-            _ => self.send_extended(outbox, header, out, room),
+            _ => self.send_extended(outbox, header, &out, room),
         }
     }
 
@@ -503,7 +503,7 @@ impl Core {
         &self,
         outbox: &mut Outbox,
         mut header: Header,
-        out: Outgoing<'_>,
+        out: &Outgoing<'_>,
         room: Room,
     ) -> Result<(), StartError> {
         let Outbox { sending, extended, .. } = outbox;
@@ -520,7 +520,7 @@ impl Core {
                 .map_err(|error| StartError::Failed(CallError::BadMetadata(error.to_string())))?;
         }
         let room = Room { bytes: room.bytes + extended.len(), ..room };
-        let sent = match out.what {
+        let sent = match &out.what {
             What::Bytes(bytes) => sending.send_with(header, extended, Body::Bytes(bytes)),
             What::Block(block) => {
                 sending.send_with(header, extended, Body::Block(&mut lock(block)))
@@ -1149,6 +1149,7 @@ impl Inbox {
     pub(crate) fn arm(&mut self) -> Result<bool, Broken> {
         self.receiving.publish()?;
         self.receiving.shrink();
+        self.frame.shrink();
         if let Some(sleeper) = &mut self.sleeper {
             sleeper.arm();
         }

@@ -45,7 +45,7 @@ use crate::ambient::Ambient;
 use crate::bulk::Reserved;
 use crate::control::ControlSocket;
 use crate::endpoint;
-use crate::error::{CallError, ConnectError, EndReason};
+use crate::error::{CallError, ConnectError, EndReason, timed};
 use crate::handshake::ClientHello;
 use crate::methods;
 use crate::payload::Payload;
@@ -221,7 +221,26 @@ impl IpcClient {
     ///
     /// Dropped, nothing is taken.
     pub async fn reserve(&self, bytes: usize) -> Result<Reserved, CallError> {
-        self.poll_start(Until::Never, |_| self.shared.core.reserve(bytes)).await
+        self.reserve_with(bytes, &CallOptions::default()).await
+    }
+
+    /// As [`IpcClient::reserve`], for at most the time that the options give.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::reserve`], and [`CallError::DeadlineExceeded`] when no block came back in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::reserve`].
+    pub async fn reserve_with(
+        &self,
+        bytes: usize,
+        options: &CallOptions,
+    ) -> Result<Reserved, CallError> {
+        let until = options.travel().map_or(Until::Never, |travel| travel.deadline);
+        let work = pin!(self.poll_start(until, |_| self.shared.core.reserve(bytes)));
+        within(until, work).await
     }
 
     /// As [`IpcClient::call_raw`], with a request that was written in place: a long one is not copied.
@@ -234,8 +253,25 @@ impl IpcClient {
     ///
     /// As [`IpcClient::call_raw`].
     pub async fn call_reserved(&self, kind: u16, request: Reserved) -> Result<Payload, CallError> {
+        self.call_reserved_with(kind, request, &CallOptions::default()).await
+    }
+
+    /// As [`IpcClient::call_reserved`], with a time limit, metadata or a trace.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_raw`], and [`CallError::DeadlineExceeded`] when the time is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::call_raw`].
+    pub async fn call_reserved_with(
+        &self,
+        kind: u16,
+        request: Reserved,
+        options: &CallOptions,
+    ) -> Result<Payload, CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        let options = CallOptions::default();
         let travel = options.travel();
         let (block, payload) = match request.into_parts() {
             Ok(block) => (Some(Mutex::new(block)), Vec::new()),
@@ -379,10 +415,11 @@ impl IpcClient {
         let (span, until) = (self.span(&out), out.until());
         // In their place before they are handed on: they are large to be moved.
         let work = pin!(self.call_now(out, only_with_room));
-        match span {
+        let done = match span {
             None => within(until, work).await,
             Some(span) => observed(span, pin!(within(until, work))).await,
-        }
+        };
+        timed(until, done)
     }
 
     async fn call_now(

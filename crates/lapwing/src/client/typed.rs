@@ -16,7 +16,7 @@ use super::streams::{Item, ItemError};
 use super::{IpcClient, Shared, Until};
 use crate::ambient::Ambient;
 use crate::codec::{Decode, Encode, Form};
-use crate::error::CallError;
+use crate::error::{CallError, timed};
 use crate::link::{Metadata, Written};
 use crate::method::{ClientStream, Duplex, Method, OneWay, ServerStream, Shape, Unary};
 use crate::payload::Payload;
@@ -330,8 +330,9 @@ struct OpenCall {
 }
 
 impl OpenCall {
-    /// How the call ended, for its span.
+    /// How the call ended, for its caller and its span.
     fn ended<T>(&self, how: Result<T, CallError>) -> Result<T, CallError> {
+        let how = timed(self.deadline.into(), how);
         if let Some(span) = &self.span {
             span.end(code_of(&how));
         }

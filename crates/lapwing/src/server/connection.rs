@@ -36,7 +36,7 @@ use crate::link::{
     Broken, Carried, Link, Metadata, Receiving, SendError, Sending, call_header, connection_header,
     misbehaved, take_extensions,
 };
-use crate::payload::{Frame, Payload};
+use crate::payload::{Frame, Payload, shrink};
 use crate::spans;
 use crate::waking::{Bells, until, yield_to_others};
 
@@ -337,6 +337,8 @@ impl Connection {
     async fn sleep(&mut self) -> Result<(), Broken> {
         self.receiving.publish()?;
         self.receiving.shrink();
+        self.frame.shrink();
+        shrink(&mut self.reply);
         if let Some(sleeper) = &mut self.sleeper {
             sleeper.arm();
         }
