@@ -94,6 +94,20 @@ fn send_extended(peer: &mut RawPeer, payload: &[u8]) {
     peer.send_frame(&frame);
 }
 
+/// Pairs of the key `k` and values of these lengths.
+fn metadata_block(lengths: &[u16]) -> Vec<u8> {
+    let mut block = vec![0, 0];
+    for length in lengths {
+        block.push(0x04);
+        block.extend_from_slice(&(length + 3).to_le_bytes());
+        block.extend_from_slice(&[1, 0, b'k']);
+        block.resize(block.len() + usize::from(*length), 7);
+    }
+    let bytes = (block.len() - 2) as u16;
+    block[..2].copy_from_slice(&bytes.to_le_bytes());
+    block
+}
+
 fn bulk_block() -> Vec<u8> {
     let mut block = vec![19, 0, 0x83, 16, 0];
     block.extend_from_slice(&[0; 16]);
@@ -117,6 +131,21 @@ fn extension_entries_that_are_not_critical_are_skipped() {
 }
 
 #[test]
+fn metadata_of_exactly_its_cap_is_taken() {
+    let Some(mut victim) = Victim::start(test_name!(), |server| server) else { return };
+    for transport in BOTH {
+        for lengths in [&[8191][..], &[4095, 4095]] {
+            let mut peer = RawPeer::greet(victim.path(), transport);
+            let mut payload = metadata_block(lengths);
+            payload.extend_from_slice(b"seen");
+            send_extended(&mut peer, &payload);
+            assert_eq!(peer.hear_frame().1, b"seen", "{transport:?}, {lengths:?}");
+        }
+    }
+    victim.assert_unharmed();
+}
+
+#[test]
 fn frame_that_was_not_agreed_on_is_cut_by_its_number() {
     let cases: &[Case] = &[
         ("compressed", |p| send_with(p, |f| f.flags |= 0x01), WireError::BadFlags),
@@ -134,6 +163,16 @@ fn frame_that_was_not_agreed_on_is_cut_by_its_number() {
         ("an entry past its end", |p| send_extended(p, &[3, 0, 1, 8, 0]), WireError::BadExtension),
         ("a critical entry", |p| send_extended(p, &[3, 0, 0xFF, 0, 0]), WireError::BadExtension),
         ("a bulk entry", |p| send_extended(p, &bulk_block()), WireError::BadExtension),
+        (
+            "metadata over its cap in one pair",
+            |p| send_extended(p, &metadata_block(&[8192])),
+            WireError::BadExtension,
+        ),
+        (
+            "metadata over its cap in two pairs",
+            |p| send_extended(p, &metadata_block(&[4095, 4096])),
+            WireError::BadExtension,
+        ),
         (
             "a response to no call",
             |p| p.send_frame(&RawFrame::response(ECHO, 9, b"")),

@@ -30,6 +30,7 @@ const FOREVER: ServerStream<u64, Vec<u8>> = ServerStream::new(0x0505, "test.fore
 const NAP: Unary<u64, ()> = Unary::new(0x0506, "test.nap");
 const CARRIED: Unary<(), Carried> = Unary::new(0x0507, "test.carried");
 const FIRST: ClientStream<u64, u64> = ClientStream::new(0x0508, "test.first");
+const PANIC: Duplex<u64, u64> = Duplex::new(0x0509, "test.panic");
 
 #[derive(PartialEq, Serialize, Deserialize, Debug)]
 struct Carried {
@@ -95,6 +96,17 @@ async fn double(
     Ok(())
 }
 
+async fn panic_after_items(
+    _: Call,
+    mut numbers: Source<u64, Postcard>,
+    mut same: Sink<u64, Postcard>,
+) -> Result<(), Status> {
+    while let Some(number) = numbers.next().await? {
+        same.send(&number).await?;
+    }
+    panic!("as asked");
+}
+
 fn serve(limits: ServerLimits) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.sock");
@@ -141,6 +153,7 @@ fn serve(limits: ServerLimits) -> Fixture {
         .route(FIRST, |_: Call, mut items: Source<u64, Postcard>| async move {
             items.next().await?.ok_or_else(|| Status::invalid_argument("there was no item"))
         })
+        .route(PANIC, panic_after_items)
         .serve()
         .unwrap();
     Fixture { server, seen, path, _folder: folder }
@@ -251,6 +264,30 @@ async fn stream_may_end_with_an_error_after_its_items() {
 }
 
 #[tokio::test]
+async fn handler_that_panics_after_items_is_internal_and_its_connection_goes_on() {
+    let fixture = serve(ServerLimits { calls_in_flight: 2, ..ServerLimits::default() });
+    for (transport, panics) in BOTH.into_iter().zip([4, 8]) {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        // More than there are places: each gives its own back.
+        for _ in 0..4 {
+            let none = CallOptions::default();
+            let (mut sender, mut same) = client.duplex(PANIC, &none).await.unwrap();
+            for number in 0..3 {
+                sender.send(&number).await.unwrap();
+                assert_eq!(same.next().await.unwrap().unwrap(), number);
+            }
+            sender.finish().await.unwrap();
+            let error = same.next().await.unwrap().unwrap_err();
+            assert!(matches!(&error, CallError::Status(status) if status.code == Code::Internal));
+            assert!(same.next().await.is_none());
+        }
+        assert_eq!(client.call(LENGTH, &"on".to_owned()).await.unwrap(), 2);
+        client.disconnect().await;
+        eventually("they are counted", || fixture.server.stats().panics == panics).await;
+    }
+}
+
+#[tokio::test]
 async fn reader_that_never_reads_stops_its_own_stream_and_nobody_else() {
     let fixture = serve(ServerLimits::default());
     for transport in BOTH {
@@ -323,6 +360,55 @@ async fn dropped_blocking_streams_and_calls_are_cancelled_at_the_server() {
     tokio::task::spawn_blocking(work).await.unwrap();
     let seen = &fixture.seen;
     eventually("all handlers are dropped", || seen.running.load(Ordering::SeqCst) == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn halves_dropped_in_any_state_give_their_place_back() {
+    let fixture = serve(ServerLimits { calls_in_flight: 2, ..ServerLimits::default() });
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        let none = CallOptions::default();
+        for state in (0..8).cycle().take(40) {
+            let opened =
+                tokio::time::timeout(Duration::from_secs(20), client.duplex(DOUBLE, &none));
+            let (mut sender, mut doubles) = opened.await.expect("a place is free").unwrap();
+            match state {
+                0 => drop(sender),
+                1 => drop(doubles),
+                2 => {
+                    sender.send(&1).await.unwrap();
+                    drop(doubles);
+                    let error = sender.send(&2).await.unwrap_err();
+                    assert!(matches!(error, CallError::StreamEnded), "{error:?}");
+                }
+                3 => {
+                    sender.send(&1).await.unwrap();
+                    drop(sender);
+                }
+                4 => {
+                    sender.send(&1).await.unwrap();
+                    sender.finish().await.unwrap();
+                    assert_eq!(doubles.next().await.unwrap().unwrap(), 2);
+                }
+                5 => {
+                    // Both windows are full: nobody reads.
+                    while sender.try_send(&1).is_ok() {}
+                    let error = sender.try_send(&1).unwrap_err();
+                    assert!(matches!(error, CallError::Full), "{error:?}");
+                }
+                6 => {
+                    let mut upload = client.upload(SUM, &none).await.unwrap();
+                    upload.send(&1).await.unwrap();
+                    let finish = upload.finish();
+                    let _ = tokio::time::timeout(Duration::ZERO, finish).await;
+                }
+                _ => drop(client.upload(SUM, &none).await.unwrap()),
+            }
+        }
+        client.disconnect().await;
+    }
+    eventually("all is over", || fixture.server.connections() == 0).await;
+    assert_eq!(fixture.server.stats().misbehaved, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -433,6 +519,38 @@ async fn handler_s_own_calls_inherit_the_time_that_is_left_and_the_trace() {
 }
 
 #[tokio::test]
+async fn deadline_ends_calls_two_hops_away() {
+    let last = serve(ServerLimits::default());
+    let mut path = last.path.clone();
+    let mut hops = Vec::new();
+    for _ in 0..2 {
+        let next = IpcClient::connect(&path).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        path = folder.path().join("hop.sock");
+        let builder = IpcServer::builder().bind(&path).unwrap();
+        let hop = builder.route(NAP, move |_: Call, ms: u64| {
+            let next = next.clone();
+            async move {
+                // The caller's own deadline is all that it has.
+                next.call(NAP, &ms).await.map_err(|error| Status::internal(error.to_string()))
+            }
+        });
+        hops.push((hop.serve().unwrap(), folder));
+    }
+    let client = IpcClient::connect(&path).await.unwrap();
+    let short = CallOptions::default().timeout(Duration::from_millis(300));
+    let call = tokio::spawn(async move { client.call_with(NAP, &60_000, &short).await });
+    let running = || last.seen.running.load(Ordering::SeqCst);
+    eventually("it runs two hops away", || running() == 1).await;
+    let error = call.await.unwrap().unwrap_err();
+    // Whoever of the three noticed first; a hop's own error is in its words.
+    let told =
+        matches!(&error, CallError::Status(status) if status.message.contains("time was over"));
+    assert!(is_late(&error) || told, "{error:?}");
+    eventually("it is dropped there", || running() == 0).await;
+}
+
+#[tokio::test]
 async fn server_that_answers_early_ends_the_upload_and_its_answer_stays() {
     let fixture = serve(ServerLimits::default());
     let client = IpcClient::connect(&fixture.path).await.unwrap();
@@ -512,6 +630,53 @@ fn one_way_messages_wait_fail_or_are_dropped_and_counted() {
     });
     waiting.join().unwrap().unwrap();
     assert_eq!(client.stats().dropped, 5);
+}
+
+/// As above, through the async client and both transports: one task holds the server's only thread.
+#[tokio::test]
+async fn async_one_way_messages_wait_fail_or_are_dropped_and_counted() {
+    for transport in BOTH {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let fixture = {
+            let _entered = runtime.enter();
+            serve(ServerLimits::default())
+        };
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        let (go_on, held) = std::sync::mpsc::channel::<()>();
+        let holding = runtime.spawn(async move { held.recv().unwrap_err() });
+        let note = "n".repeat(1000);
+        let mut sent = 0;
+        // What is on its way when the thread is held may still be read.
+        for _ in 0..3 {
+            while client.send_when(NOTE, &note, WhenFull::Fail).await.is_ok() {
+                sent += 1;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let error = client.send_when(NOTE, &note, WhenFull::Fail).await.unwrap_err();
+        assert!(matches!(error, CallError::Full), "{error:?}");
+        for dropped in 0..5 {
+            assert_eq!(client.stats().dropped, dropped);
+            client.send_when(NOTE, &note, WhenFull::DropAndCount).await.unwrap();
+        }
+        let waiting = tokio::spawn({
+            let client = client.clone();
+            async move { client.send(NOTE, &note).await }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!waiting.is_finished(), "{transport:?}");
+        drop(go_on);
+        waiting.await.unwrap().unwrap();
+        let seen = &fixture.seen;
+        eventually("what was sent arrives", || seen.notes.load(Ordering::SeqCst) == sent + 1).await;
+        assert_eq!(client.stats().dropped, 5);
+        holding.await.unwrap();
+        runtime.shutdown_background();
+    }
 }
 
 #[tokio::test]

@@ -124,6 +124,34 @@ fn killed_server_ends_every_waiting_call_of_async_clients() {
     });
 }
 
+/// What the server had sent before it was killed has been executed, and is not lost.
+#[test]
+fn replies_sent_before_the_server_was_killed_arrive() {
+    let Some(mut victim) = Victim::start(test_name!(), |server| server) else { return };
+    let clients: Vec<_> =
+        ways().map(|way| blocking::IpcClient::connect_with(victim.path(), &way).unwrap()).collect();
+    let sent = victim.stat("sent");
+    // Nobody collects before the server is gone.
+    let waiting: Vec<_> = clients
+        .iter()
+        .flat_map(|client| {
+            let soon = client.submit(LATER, &1_u64.to_le_bytes()).unwrap();
+            let never = client.submit(LATER, &FOREVER).unwrap();
+            [(soon, true), (never, false)]
+        })
+        .collect();
+    victim.await_stat("sent", sent + clients.len() as u64);
+    victim.kill();
+    for (call, answered) in waiting {
+        let ended = call.collect();
+        if answered {
+            assert_eq!(ended.unwrap().bytes(), 1_u64.to_le_bytes());
+        } else {
+            assert_maybe(&ended.unwrap_err());
+        }
+    }
+}
+
 #[test]
 fn killed_server_is_seen_by_the_state_of_idle_clients() {
     let Some(mut victim) = Victim::start(test_name!(), |server| server) else { return };
