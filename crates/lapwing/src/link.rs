@@ -607,6 +607,15 @@ impl Sending {
         }
     }
 
+    /// Whether the peer seems to sleep: then it is better woken now than in a moment.
+    #[inline]
+    pub(crate) fn peer_seems_asleep(&self) -> bool {
+        match &self.out {
+            Out::Ring { bell, .. } => bell.seems_asleep(),
+            Out::Socket { .. } => true,
+        }
+    }
+
     /// Whether a payload of this length would go out now.
     pub(crate) fn has_room(&mut self, payload_bytes: usize) -> Result<bool, Broken> {
         match &mut self.out {

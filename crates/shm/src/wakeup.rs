@@ -99,6 +99,13 @@ impl<D: Ring> Bell<D> {
         self.ring_for(armed)
     }
 
+    /// Whether the peer seemed to sleep, without the fence that would make it certain.
+    #[must_use]
+    #[inline]
+    pub fn seems_asleep(&self) -> bool {
+        !self.peer.load(layout::ARMED, Ordering::Relaxed).is_multiple_of(2)
+    }
+
     #[cold]
     fn ring_for(&self, armed: u64) -> Result<bool, D::Error> {
         // Relaxed: the word only saves a second ring; a race rings twice.

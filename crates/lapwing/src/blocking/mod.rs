@@ -5,22 +5,23 @@
 
 mod typed;
 
+use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use lapwing_proto::{Description, Kind, MethodDetails, MethodWanted};
-use lapwing_shm::{Poller, Spin};
+use lapwing_shm::{Doorbell, Poller, Ring, Spin};
 
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
 use crate::bulk::Reserved;
 use crate::client::{
-    Core, Inbox, LINGER, Outcome, Outgoing, Room, StartError, Started, Until, What, WhenFull,
-    at_once, lock, state_of,
+    Again, Core, Inbox, LINGER, Outcome, Outgoing, Room, StartError, Started, Turn, Until, What,
+    WhenFull, at_once, lock, state_of,
 };
 use crate::control::ControlSocket;
 use crate::endpoint;
@@ -56,6 +57,7 @@ pub struct IpcClient {
 struct Shared {
     core: Core,
     poller: Poller,
+    nudge: Arc<Nudge>,
     /// Threads that are parked or about to be.
     followers: AtomicUsize,
     drain: Duration,
@@ -111,8 +113,14 @@ impl IpcClient {
         };
         let link = awaiting.receive(&control, message, &options.bulk_terms())?;
         let core = Core::new(link, options.spin);
-        let poller = Poller::new(core.doorbell.as_deref(), core.socket.as_fd())?;
-        let shared = Shared { core, poller, followers: AtomicUsize::new(0), drain: options.drain };
+        let doorbell = match &core.doorbell {
+            Some(doorbell) => Arc::clone(doorbell),
+            None => Arc::new(Doorbell::create()?),
+        };
+        let poller = Poller::new(Some(&doorbell), core.socket.as_fd())?;
+        let nudge = Arc::new(Nudge { asleep: AtomicBool::new(false), doorbell });
+        let shared =
+            Shared { core, poller, nudge, followers: AtomicUsize::new(0), drain: options.drain };
         Ok(IpcClient { shared: Arc::new(shared) })
     }
 
@@ -146,7 +154,7 @@ impl IpcClient {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
         let mut out = Outgoing::plain(kind, payload);
         let span = if spans::are_wanted() { self.span(&out) } else { None };
-        let start = |core: &Core, settled| core.start_call(out.again(settled));
+        let start = |core: &Core, again| core.start_call(out.again(again));
         let call = self.start(&mut Until::Never, start)?;
         Ok(PendingCall { client: self, call: Some(call), span })
     }
@@ -178,7 +186,7 @@ impl IpcClient {
     /// As [`IpcClient::reserve`], and [`CallError::DeadlineExceeded`] when no block came back in time.
     pub fn reserve_with(&self, bytes: usize, options: &CallOptions) -> Result<Reserved, CallError> {
         let mut until = options.travel().map_or(Until::Never, |travel| travel.deadline);
-        self.start(&mut until, |core, _| core.reserve(bytes))
+        self.start(&mut until, |core, again| core.reserve(bytes, again.ticket))
     }
 
     /// As [`IpcClient::call_raw`], with a request that was written in place: a long one is not copied.
@@ -288,7 +296,7 @@ impl IpcClient {
         let core = &self.shared.core;
         match when_full {
             WhenFull::Wait => {
-                let start = |core: &Core, settled| core.start_oneway(out.again(settled));
+                let start = |core: &Core, again| core.start_oneway(out.again(again));
                 return self.start(&mut Until::Never, start);
             }
             WhenFull::Fail => at_once(core.start_oneway(out))?,
@@ -297,7 +305,7 @@ impl IpcClient {
                 sent => at_once(sent)?,
             },
         }
-        self.sent(&mut Until::Never);
+        // Of what a socket took only in part the rest goes when somebody sends or waits next: this was not to wait.
         Ok(())
     }
 
@@ -325,7 +333,7 @@ impl IpcClient {
     #[inline]
     fn call_now(&self, mut out: Outgoing<'_>) -> Result<Payload, CallError> {
         let mut until = out.until();
-        let start = |core: &Core, settled| core.start_call(out.again(settled));
+        let start = |core: &Core, again| core.start_call(out.again(again));
         let call = self.start(&mut until, start)?;
         self.collect(&call, &mut until)
     }
@@ -350,28 +358,40 @@ impl IpcClient {
         }
     }
 
-    /// Starts something, waiting for room as often as it takes. `start` is given the deadline once it had to be worked
-    /// out.
+    /// Starts something, waiting for its turn and for room as often as it takes.
     #[inline]
     fn start<T>(
         &self,
         until: &mut Until,
-        mut start: impl FnMut(&Core, Option<Instant>) -> Result<T, StartError>,
+        mut start: impl FnMut(&Core, Again) -> Result<T, StartError>,
     ) -> Result<T, CallError> {
-        let mut settled = None;
+        let core = &self.shared.core;
+        let started = match start(core, Again::default()) {
+            Err(StartError::Full(room)) => self.start_again(room, until, start)?,
+            started => at_once(started)?,
+        };
+        self.sent(until);
+        Ok(started)
+    }
+
+    /// Waits for its turn and for room as often as it takes.
+    #[cold]
+    fn start_again<T>(
+        &self,
+        mut room: Room,
+        until: &mut Until,
+        mut start: impl FnMut(&Core, Again) -> Result<T, StartError>,
+    ) -> Result<T, CallError> {
+        let core = &self.shared.core;
+        let mut turn = Turn::new(core);
+        let settled = until.settle();
         loop {
-            match start(&self.shared.core, settled) {
-                Ok(started) => {
-                    self.sent(until);
-                    return Ok(started);
-                }
-                Err(StartError::Failed(error)) => return Err(error),
-                Err(StartError::Full(room)) => {
-                    settled = until.settle();
-                    if !self.wait_for_room(room, until) {
-                        return Err(CallError::DeadlineExceeded);
-                    }
-                }
+            if !self.wait_for_room(room, &mut turn, until) {
+                return Err(CallError::DeadlineExceeded);
+            }
+            match start(core, Again { settled, ticket: turn.ticket() }) {
+                Err(StartError::Full(more)) => room = more,
+                started => return at_once(started),
             }
         }
     }
@@ -384,7 +404,8 @@ impl IpcClient {
         }
         // Also for a leader that sleeps already; one that wakes looks for room for everybody.
         if self.shared.poller.want_writable(core.socket.as_fd(), true).is_ok() {
-            let _ = self.wait_for_room(Room { bytes: 0, place: false }, until);
+            let mut turn = Turn::new(core);
+            let _ = self.wait_for_room(Room { bytes: 0, place: false }, &mut turn, until);
         }
     }
 
@@ -399,7 +420,7 @@ impl IpcClient {
                 self.hand_over();
                 return outcome;
             }
-            let waker = thread_waker();
+            let waker = thread_waker(&self.shared.nudge);
             let done = || core.poll_call(call.id, Some(&waker));
             if let Some(outcome) = self.follow(done, until) {
                 core.taken();
@@ -415,7 +436,7 @@ impl IpcClient {
     /// first.
     fn wait_until<T>(&self, until: &mut Until, done: impl Fn(&Waker) -> Option<T>) -> Option<T> {
         let core = &self.shared.core;
-        let waker = thread_waker();
+        let waker = thread_waker(&self.shared.nudge);
         loop {
             if let Ok(mut inbox) = core.inbox.try_lock() {
                 let never = |_| unreachable!("no call of its own was given");
@@ -435,12 +456,9 @@ impl IpcClient {
 
     /// Whether there was room before the deadline.
     #[cold]
-    fn wait_for_room(&self, room: Room, until: &mut Until) -> bool {
-        let core = &self.shared.core;
-        core.wait_for_room(room, &thread_waker());
-        // Nothing is registered any more once room was offered.
-        let woken = |waker: &Waker| (!core.waits_for_room(waker)).then_some(());
-        self.wait_until(until, woken).is_some()
+    fn wait_for_room(&self, room: Room, turn: &mut Turn<'_>, until: &mut Until) -> bool {
+        turn.wait_for(room, &thread_waker(&self.shared.nudge));
+        self.wait_until(until, |_| turn.has_come().then_some(())).is_some()
     }
 
     /// Parks until woken, unless `done` has an answer or nobody leads any more. `done` has
@@ -515,7 +533,15 @@ impl IpcClient {
             let rested = if inbox.spinner.policy() == Spin::Always && core.doorbell.is_some() {
                 core.look_at_socket()
             } else {
-                self.sleep(inbox, until)
+                let asleep = &self.shared.nudge.asleep;
+                asleep.store(true, Ordering::SeqCst);
+                if let Some(answer) = done() {
+                    asleep.store(false, Ordering::SeqCst);
+                    return Some(answer);
+                }
+                let slept = self.sleep(inbox, until);
+                asleep.store(false, Ordering::SeqCst);
+                slept
             };
             if let Err(broken) = rested {
                 self.end(inbox, &broken);
@@ -595,23 +621,62 @@ impl Drop for PendingCall<'_> {
     }
 }
 
-/// Wakes a parked thread.
-struct Unpark(Thread);
+/// Wakes a leader that sleeps on the doorbell. What it waits for may come from another thread of this side, as a place
+/// in the table of calls does, and not from the peer.
+///
+/// Nothing is missed: a leader says that it sleeps, and looks once more whether it need not; who wakes it has done what
+/// it waits for before, and looks at `asleep` after. Both go through the outbox's lock in between.
+#[derive(Debug)]
+struct Nudge {
+    asleep: AtomicBool,
+    /// This side's own doorbell, which the peer rings; over a socket, one for this alone.
+    doorbell: Arc<Doorbell>,
+}
 
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.0.unpark();
+impl Nudge {
+    fn wake_leader(&self) {
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            // One that does not ring leaves the leader to its deadline; the system has failed then.
+            let _ = self.doorbell.ring();
+        }
     }
 }
 
-/// This thread's waker, made once.
-fn thread_waker() -> Waker {
-    thread_local! {
-        static WAKER: Waker = Waker::from(Arc::new(Unpark(thread::current())));
+/// Wakes one who waits for something of one connection: parked, or leading and asleep.
+struct WakeThread {
+    thread: Thread,
+    /// Weak: a thread keeps its waker longer than the connection lasts.
+    nudge: Weak<Nudge>,
+}
+
+impl Wake for WakeThread {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
     }
-    WAKER.with(Waker::clone)
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.thread.unpark();
+        if let Some(nudge) = self.nudge.upgrade() {
+            nudge.wake_leader();
+        }
+    }
+}
+
+thread_local! {
+    /// This thread's waker for the connection that it waited for last.
+    static WAKER: RefCell<Option<(Weak<Nudge>, Waker)>> = const { RefCell::new(None) };
+}
+
+fn thread_waker(nudge: &Arc<Nudge>) -> Waker {
+    WAKER.with_borrow_mut(|kept| {
+        if let Some((known, waker)) = kept
+            && std::ptr::eq(known.as_ptr(), Arc::as_ptr(nudge))
+        {
+            return waker.clone();
+        }
+        let woken = WakeThread { thread: thread::current(), nudge: Arc::downgrade(nudge) };
+        let waker = Waker::from(Arc::new(woken));
+        *kept = Some((Arc::downgrade(nudge), waker.clone()));
+        waker
+    })
 }

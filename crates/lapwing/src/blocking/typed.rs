@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{IpcClient, Shared};
 use crate::client::{
-    Brings, Core, Item, ItemError, Outgoing, Started, Until, at_once, read, try_sent, written,
+    Brings, Core, Item, ItemError, Outgoing, Started, Turn, Until, at_once, read, try_sent, written,
 };
 use crate::codec::{Decode, Encode, Form};
 use crate::error::{CallError, timed};
@@ -114,7 +114,7 @@ impl IpcClient {
         let mut written = written(method, message, "message", travel.as_ref())?;
         let mut out = Outgoing::written(method, &mut written, travel.as_ref());
         let mut until = out.until();
-        self.start(&mut until, |core, settled| core.start_oneway(out.again(settled)))
+        self.start(&mut until, |core, again| core.start_oneway(out.again(again)))
     }
 
     /// Calls a method that answers with a stream.
@@ -175,7 +175,7 @@ impl IpcClient {
     fn open(&self, mut out: Outgoing<'_>, brings: Brings) -> Result<OpenCall, CallError> {
         let mut until = out.until();
         let (span, form) = (self.span(&out), out.form());
-        let start = |core: &Core, settled| core.start(out.again(settled), brings);
+        let start = |core: &Core, again| core.start(out.again(again), brings);
         let started = self.start(&mut until, start);
         if let (Some(span), Err(_)) = (&span, &started) {
             span.end(code_of(&started));
@@ -263,7 +263,8 @@ impl OpenCall {
     }
 
     fn room(&self, room: crate::client::Room) -> Result<(), CallError> {
-        let had = self.client.wait_for_room(room, &mut self.until());
+        let mut turn = Turn::new(&self.shared().core);
+        let had = self.client.wait_for_room(room, &mut turn, &mut self.until());
         if had { Ok(()) } else { Err(CallError::DeadlineExceeded) }
     }
 }

@@ -84,8 +84,9 @@ pub(crate) struct Outbox {
     pub(super) owed: Vec<Owed>,
     /// Answers to the server's own requests that found no room.
     pub(super) answers: VecDeque<Answer>,
-    /// Who waits for room, in order.
-    waiting: Vec<(Room, Waker)>,
+    /// Who waits for room, in order: see [`Turn`].
+    waiting: VecDeque<Waiting>,
+    tickets: u64,
     said_goodbye: bool,
     /// Who waits for the last call in flight to end.
     drained: Option<Waker>,
@@ -145,6 +146,70 @@ pub(crate) struct Room {
     pub(crate) place: bool,
 }
 
+/// One who waits for room.
+#[derive(Debug)]
+struct Waiting {
+    ticket: Ticket,
+    room: Room,
+    waker: Waker,
+    /// It was woken and has not tried since.
+    woken: bool,
+}
+
+/// The number of one who waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ticket(u64);
+
+/// A place among those who wait for room, given up on drop.
+///
+/// The first of those who wait for a place in the table of calls goes before whoever comes later for one, and the
+/// first who waits for room alone before who comes later for that; so everybody's turn comes, however busy others
+/// are. Whoever is woken stays the first until it has sent, or is gone.
+#[derive(Debug)]
+pub(crate) struct Turn<'a> {
+    core: &'a Core,
+    ticket: Option<Ticket>,
+}
+
+impl<'a> Turn<'a> {
+    /// Of one who has not waited yet.
+    pub(crate) fn new(core: &'a Core) -> Turn<'a> {
+        Turn { core, ticket: None }
+    }
+
+    pub(crate) fn ticket(&self) -> Option<Ticket> {
+        self.ticket
+    }
+
+    /// Has `waker` woken when there is this room and everybody before was served.
+    pub(crate) fn wait_for(&mut self, room: Room, waker: &Waker) {
+        self.core.wait_for_room(room, waker, &mut self.ticket);
+    }
+
+    /// Whether it was woken, or need not wait any more.
+    pub(crate) fn has_come(&self) -> bool {
+        let outbox = lock(&self.core.outbox);
+        let mut waiting = outbox.waiting.iter();
+        waiting.find(|waiting| Some(waiting.ticket) == self.ticket).is_none_or(|found| found.woken)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.core.withdraw(ticket);
+        }
+    }
+}
+
+/// What one who had to wait tries again with.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Again {
+    /// The deadline, once it had to be worked out.
+    pub(crate) settled: Option<Instant>,
+    pub(crate) ticket: Option<Ticket>,
+}
+
 /// A frame to start a call or a one-way message with.
 pub(crate) struct Outgoing<'a> {
     pub(crate) kind: Kind,
@@ -153,8 +218,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) what: What<'a>,
     /// What its extension block carries, if it has one.
     pub(crate) travel: Option<&'a Travel<'a>>,
-    /// The travel's deadline, once it was worked out because the frame had to wait.
-    pub(crate) settled: Option<Instant>,
+    /// Whether it had to wait.
+    pub(crate) again: Again,
 }
 
 /// The payload of an [`Outgoing`].
@@ -170,7 +235,13 @@ impl<'a> Outgoing<'a> {
     /// Bytes, with nothing beside them.
     #[inline]
     pub(crate) fn plain(kind: Kind, payload: &'a [u8]) -> Outgoing<'a> {
-        Outgoing { kind, name: "", what: What::Bytes(payload), travel: None, settled: None }
+        Outgoing {
+            kind,
+            name: "",
+            what: What::Bytes(payload),
+            travel: None,
+            again: Again::default(),
+        }
     }
 
     /// A frame that was put together for this travel.
@@ -191,13 +262,13 @@ impl<'a> Outgoing<'a> {
 
     /// The same once more, to be tried after it had to wait.
     #[inline]
-    pub(crate) fn again(&mut self, settled: Option<Instant>) -> Outgoing<'_> {
+    pub(crate) fn again(&mut self, again: Again) -> Outgoing<'_> {
         let what = match &mut self.what {
             What::Bytes(bytes) => What::Bytes(bytes),
             What::Written(written) => What::Written(written),
             What::Block(block) => What::Block(block),
         };
-        Outgoing { what, settled, ..*self }
+        Outgoing { what, again, ..*self }
     }
 
     /// What it waits for. A block has its place in bulk memory already.
@@ -232,7 +303,7 @@ impl<'a> Outgoing<'a> {
     /// The time that is left for it now.
     #[inline]
     fn left(&self) -> Option<Duration> {
-        self.settled.map_or(self.until(), Until::At).left()
+        self.again.settled.map_or(self.until(), Until::At).left()
     }
 }
 
@@ -276,7 +347,8 @@ impl Core {
             extended: Vec::new(),
             owed: Vec::new(),
             answers: VecDeque::new(),
-            waiting: Vec::new(),
+            waiting: VecDeque::new(),
+            tickets: 0,
             said_goodbye: false,
             drained: None,
         };
@@ -411,6 +483,9 @@ impl Core {
             Brings::Items { .. } => Call::Stream(Box::new(StreamCall::new(out.kind, begun))),
         };
         let room = out.room(true);
+        if !outbox.may_go(true, out.again.ticket) {
+            return Err(StartError::Full(room));
+        }
         let Ok(id) = outbox.calls.insert(call) else {
             return Err(StartError::Full(room));
         };
@@ -429,7 +504,7 @@ impl Core {
             self.streams.store(self.streams.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         }
         self.counters.sent(bytes);
-        if !looks()
+        if !(looks() && !outbox.sending.peer_seems_asleep())
             && let Err(broken) = outbox.sending.flush()
         {
             drop(outbox);
@@ -534,9 +609,16 @@ impl Core {
     }
 
     /// Room for a payload to be written in place.
-    pub(crate) fn reserve(&self, bytes: usize) -> Result<Reserved, StartError> {
+    pub(crate) fn reserve(
+        &self,
+        bytes: usize,
+        ticket: Option<Ticket>,
+    ) -> Result<Reserved, StartError> {
         let mut outbox = self.outbox();
         self.check_open(&outbox)?;
+        if !outbox.may_go(false, ticket) {
+            return Err(StartError::Full(Room { bytes, place: false }));
+        }
         match outbox.sending.reserve(bytes) {
             Ok(block) => Ok(Reserved::new(block, bytes)),
             Err(error) => Err(self.refused(error, Room { bytes, place: false })),
@@ -572,6 +654,9 @@ impl Core {
         self.check_open(&outbox)?;
         let header = call_header(Flags::NONE, out.kind, MessageId::CONNECTION);
         let room = out.room(false);
+        if !outbox.may_go(false, out.again.ticket) {
+            return Err(StartError::Full(room));
+        }
         let bytes = out.len();
         self.send_out(&mut outbox, header, out, room)?;
         self.counters.sent(bytes);
@@ -617,23 +702,33 @@ impl Core {
         self.record_end(broken).error(Delivered::Never)
     }
 
-    /// Registers who is woken when there is this room.
-    pub(crate) fn wait_for_room(&self, room: Room, waker: &Waker) {
+    /// Registers who is woken when there is this room, at its place if it has a ticket, else behind all others.
+    fn wait_for_room(&self, room: Room, waker: &Waker, ticket: &mut Option<Ticket>) {
         let mut outbox = self.outbox();
-        if !outbox.waiting.iter().any(|(_, known)| known.will_wake(waker)) {
-            outbox.waiting.push((room, waker.clone()));
+        let known = outbox.waiting.iter_mut().find(|waiting| Some(waiting.ticket) == *ticket);
+        if let Some(known) = known {
+            known.room = room;
+            known.woken = false;
+            known.waker.clone_from(waker);
+        } else {
+            outbox.tickets += 1;
+            let fresh = Ticket(outbox.tickets);
+            *ticket = Some(fresh);
+            let waker = waker.clone();
+            outbox.waiting.push_back(Waiting { ticket: fresh, room, waker, woken: false });
         }
         self.room_wanted.store(true, Ordering::Relaxed);
         drop(outbox);
         self.meet();
     }
 
-    /// Whether `waker` is still registered as waiting for room.
-    pub(crate) fn waits_for_room(&self, waker: &Waker) -> bool {
-        lock(&self.outbox).waiting.iter().any(|(_, known)| known.will_wake(waker))
+    /// One who waited is served, or gone: the next one's turn comes.
+    fn withdraw(&self, ticket: Ticket) {
+        self.outbox().waiting.retain(|waiting| waiting.ticket != ticket);
+        self.offer_room();
     }
 
-    /// Wakes those for whom there is room now. Returns whether anybody was woken.
+    /// Wakes the first who wait, if there is room for them now. Returns whether anybody was woken.
     pub(crate) fn offer_room(&self) -> bool {
         if !self.room_wanted() {
             return false;
@@ -644,14 +739,19 @@ impl Core {
         let mut woken = Vec::new();
         let paid = self.pay(&mut outbox);
         let Outbox { waiting, sending, .. } = &mut *outbox;
-        waiting.retain(|(room, waker)| {
-            let has_place = places || !room.place;
-            let has_room = has_place && sending.has_room(room.bytes).unwrap_or(true);
-            if has_room || ended {
-                woken.push(waker.clone());
+        let mut first = [true; 2];
+        for waiting in waiting.iter_mut() {
+            let Room { bytes, place } = waiting.room;
+            let is_first = std::mem::replace(&mut first[usize::from(place)], false);
+            if waiting.woken || !(is_first || ended) {
+                continue;
             }
-            !(has_room || ended)
-        });
+            let has_place = places || !place;
+            if ended || has_place && sending.has_room(bytes).unwrap_or(true) {
+                waiting.woken = true;
+                woken.push(waiting.waker.clone());
+            }
+        }
         self.room_wanted.store(!(waiting.is_empty() && paid), Ordering::Relaxed);
         outbox.wake_drained();
         drop(outbox);
@@ -753,7 +853,7 @@ impl Core {
             Call::Stream(stream) => stream.reader.clone().or_else(|| stream.writer.clone()),
             _ => None,
         });
-        waiting_call.or_else(|| waiting.first().map(|(_, waker)| waker.clone()))
+        waiting_call.or_else(|| waiting.front().map(|waiting| waiting.waker.clone()))
     }
 
     /// Turns an outcome into what the caller gets.
@@ -818,7 +918,7 @@ impl Core {
 
     fn wake_all(&self) {
         let mut outbox = self.outbox();
-        let mut woken: Vec<Waker> = outbox.waiting.drain(..).map(|(_, waker)| waker).collect();
+        let mut woken: Vec<Waker> = outbox.waiting.drain(..).map(|waiting| waiting.waker).collect();
         woken.extend(outbox.drained.take());
         let mut failed = 0;
         for (_, call) in outbox.calls.iter_mut() {
@@ -1107,6 +1207,16 @@ fn check_kind(asked: Kind, answered: Kind) -> Result<(), Broken> {
 }
 
 impl Outbox {
+    /// Whether nobody waits who comes before the one with this ticket.
+    #[inline]
+    fn may_go(&self, place: bool, ticket: Option<Ticket>) -> bool {
+        if self.waiting.is_empty() {
+            return true;
+        }
+        let first = self.waiting.iter().find(|waiting| waiting.room.place == place);
+        first.is_none_or(|first| Some(first.ticket) == ticket)
+    }
+
     fn is_drained(&self) -> bool {
         self.calls.is_empty() && !self.sending.has_backlog()
     }

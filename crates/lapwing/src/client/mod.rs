@@ -32,7 +32,8 @@ use tokio::io::Interest;
 use tokio::sync::Notify;
 
 pub(crate) use self::core::{
-    Brings, Core, Inbox, Outcome, Outgoing, Room, StartError, Started, Travel, What, lock,
+    Again, Brings, Core, Inbox, Outcome, Outgoing, Room, StartError, Started, Travel, Turn, What,
+    lock,
 };
 use self::driver::Driver;
 pub use self::options::{CallOptions, ClientOptions, FrameChecksum, Transport, WhenFull};
@@ -239,7 +240,8 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Reserved, CallError> {
         let until = options.travel().map_or(Until::Never, |travel| travel.deadline);
-        let work = pin!(self.poll_start(until, |_| self.shared.core.reserve(bytes)));
+        let work =
+            pin!(self.poll_start(until, |again| self.shared.core.reserve(bytes, again.ticket)));
         within(until, work).await
     }
 
@@ -374,7 +376,7 @@ impl IpcClient {
         let core = &self.shared.core;
         match when_full {
             WhenFull::Wait => {
-                let start = |settled| core.start_oneway(out.again(settled));
+                let start = |again| core.start_oneway(out.again(again));
                 self.poll_start(Until::Never, start).await?;
             }
             WhenFull::Fail => at_once(core.start_oneway(out))?,
@@ -437,10 +439,10 @@ impl IpcClient {
             deferred = core.doorbell.is_some() && self.shared.kick.looking.load(Ordering::Relaxed);
             deferred
         };
-        let started = match core.start_call_for(out.again(None), looks) {
+        let started = match core.start_call_for(out.again(Again::default()), looks) {
             Err(StartError::Full(_)) if !only_with_room => {
                 let until = out.until();
-                self.poll_start(until, |settled| core.start_call(out.again(settled))).await?
+                self.poll_start(until, |again| core.start_call(out.again(again))).await?
             }
             started => at_once(started)?,
         };
@@ -463,24 +465,24 @@ impl IpcClient {
         core.conclude(outcome)
     }
 
-    /// Starts something, waiting for room as often as it takes. `start` is given the deadline once it had to be worked
-    /// out.
+    /// Starts something, waiting for its turn and for room as often as it takes.
     async fn poll_start<T>(
         &self,
         mut until: Until,
-        mut start: impl FnMut(Option<Instant>) -> Result<T, StartError>,
+        mut start: impl FnMut(Again) -> Result<T, StartError>,
     ) -> Result<T, CallError> {
-        let core = &self.shared.core;
-        let mut settled = None;
+        let mut turn = Turn::new(&self.shared.core);
+        let mut again = Again::default();
         poll_fn(|cx| {
             for _ in 0..2 {
-                match start(settled) {
+                again.ticket = turn.ticket();
+                match start(again) {
                     Ok(started) => return Poll::Ready(Ok(started)),
                     Err(StartError::Failed(error)) => return Poll::Ready(Err(error)),
                     // Registered first, then tried once more: room that came in between is seen.
-                    Err(StartError::Full(room)) => core.wait_for_room(room, cx.waker()),
+                    Err(StartError::Full(room)) => turn.wait_for(room, cx.waker()),
                 }
-                settled = until.settle();
+                again.settled = until.settle();
             }
             self.kick();
             Poll::Pending

@@ -89,8 +89,14 @@ impl Core {
     /// The next item if it is here, or how the call ended; otherwise `waker` is woken then.
     pub(crate) fn poll_item(&self, id: MessageId, waker: Option<&Waker>) -> Option<Item> {
         let mut outbox = self.outbox();
-        let Lookup::Live(Call::Stream(call)) = outbox.calls.find(id) else {
-            return Some(Item::Over(Outcome::Ended));
+        let call = match outbox.calls.find(id) {
+            Lookup::Live(Call::Stream(call)) => call,
+            _ if self.end().is_none() => {
+                // By the other half, whose drop cancels it.
+                let status = Status::cancelled("this side gave the call up");
+                return Some(Item::Over(Outcome::Status(Box::new(status))));
+            }
+            _ => return Some(Item::Over(Outcome::Ended)),
         };
         let Some(item) = call.items.pop_front() else {
             if call.ended.is_none() {
@@ -186,6 +192,10 @@ impl Core {
         }
         let Lookup::Live(Call::Stream(call)) = outbox.calls.find(id) else { return };
         let credit = call.receive.give_back();
+        // What was owed may have been given with what was due later; nothing is no credit.
+        if credit == Credit::default() {
+            return;
+        }
         let header = call_header(Flags::NONE, Kind::CREDIT, id);
         // A broken connection is its driver's to find.
         let sent = outbox.sending.send(header, &credit.encode());

@@ -10,7 +10,7 @@ use futures_core::Stream;
 use lapwing_proto::Kind;
 use tokio::time::{Sleep, sleep_until};
 
-use super::core::{Brings, Outgoing, StartError, Started, Travel};
+use super::core::{Brings, Outgoing, StartError, Started, Travel, Turn};
 use super::options::{CallOptions, WhenFull};
 use super::streams::{Item, ItemError};
 use super::{IpcClient, Shared, Until};
@@ -191,7 +191,7 @@ impl IpcClient {
         let mut out = Outgoing::written(method, &mut written, travel.as_ref());
         let core = &self.shared.core;
         let until = out.until();
-        let start = |settled| core.start_oneway(out.again(settled));
+        let start = |again| core.start_oneway(out.again(again));
         super::within(until, pin!(self.poll_start(until, start))).await?;
         self.sent();
         Ok(())
@@ -305,7 +305,7 @@ impl IpcClient {
         let deadline = out.until().settle();
         let until = Until::from(deadline);
         let (span, form) = (self.span(&out), out.form());
-        let start = |settled| core.start(out.again(settled), brings);
+        let start = |again| core.start(out.again(again), brings);
         let started = super::within(until, pin!(self.poll_start(until, start))).await;
         if let (Some(span), Err(_)) = (&span, &started) {
             span.end(code_of(&started));
@@ -365,7 +365,12 @@ impl OpenCall {
     }
 
     /// Sends an item, or without one the last word.
-    fn poll_send(&self, cx: &Context<'_>, item: Option<&[u8]>) -> Poll<Result<(), CallError>> {
+    fn poll_send(
+        &self,
+        cx: &Context<'_>,
+        item: Option<&[u8]>,
+        turn: &mut Turn<'_>,
+    ) -> Poll<Result<(), CallError>> {
         let core = &self.shared.core;
         for _ in 0..2 {
             let sent = match item {
@@ -379,7 +384,7 @@ impl OpenCall {
                 }
                 Err(ItemError::Behind) => break,
                 // Registered first, then tried once more: room that came in between is seen.
-                Err(ItemError::Full(room)) => core.wait_for_room(room, cx.waker()),
+                Err(ItemError::Full(room)) => turn.wait_for(room, cx.waker()),
                 Err(ItemError::Over) => return Poll::Ready(Err(CallError::StreamEnded)),
                 Err(ItemError::Failed(error)) => return Poll::Ready(Err(error)),
             }
@@ -509,7 +514,8 @@ impl<T, C> ItemSender<T, C> {
     }
 
     async fn end(&mut self) -> Result<(), CallError> {
-        let work = poll_fn(|cx| self.call.poll_send(cx, None));
+        let mut turn = Turn::new(&self.call.shared.core);
+        let work = poll_fn(|cx| self.call.poll_send(cx, None, &mut turn));
         let ended = match super::within(self.call.deadline.into(), pin!(work)).await {
             Err(CallError::StreamEnded) => Ok(()),
             ended => ended,
@@ -532,7 +538,8 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     pub async fn send(&mut self, item: &T) -> Result<(), CallError> {
         let item = self.write(item)?;
         let_others_run().await;
-        let work = poll_fn(|cx| self.call.poll_send(cx, Some(&item)));
+        let mut turn = Turn::new(&self.call.shared.core);
+        let work = poll_fn(|cx| self.call.poll_send(cx, Some(&item), &mut turn));
         super::within(self.call.deadline.into(), pin!(work)).await
     }
 

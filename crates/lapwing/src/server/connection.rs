@@ -1139,15 +1139,19 @@ impl Out {
     }
 
     /// Sends one frame of a stream; the header's place is free at its beginning. Without room the waker is
-    /// woken when there is.
+    /// woken when there is. Nothing is sent behind the call's end: whoever asks the call finds it.
     pub(crate) fn send_item(
         &self,
+        state: &CallState,
         header: Header,
         frame: &mut [u8],
         waker: Option<&Waker>,
-    ) -> Result<(), SendError> {
+    ) -> Result<bool, SendError> {
         let bytes = frame.len() - Header::BYTES;
         let mut outbox = lock(&self.outbox);
+        if state.is_over() {
+            return Ok(false);
+        }
         match outbox.sending.send_in_place(header, frame) {
             Ok(()) => {
                 self.busy.store(true, Ordering::Relaxed);
@@ -1157,7 +1161,7 @@ impl Out {
                 if outbox.sending.has_backlog() {
                     self.backlog.notify_one();
                 }
-                flushed
+                flushed.map(|()| true)
             }
             Err(SendError::Full) => {
                 if let Some(waker) = waker {

@@ -1,5 +1,6 @@
 //! Handlers and what they are given: inline ones, run where the frame is read, and async ones.
 
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -221,6 +222,15 @@ impl fmt::Debug for Handler {
 #[derive(Debug)]
 pub(crate) struct Panicked;
 
+/// What a panic left to be dropped, which may panic once more.
+#[cold]
+fn panicked(payload: Box<dyn Any + Send>) -> Panicked {
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+    // What even that leaves is not worth a third try.
+    std::mem::forget(dropped);
+    Panicked
+}
+
 /// Runs an inline handler.
 #[inline]
 pub(crate) fn run_inline(
@@ -232,7 +242,7 @@ pub(crate) fn run_inline(
 ) -> Result<Result<(), Status>, Panicked> {
     let mut reply = Reply::begin(frame, long);
     // What a panicking handler leaves behind is the reply alone, which is thrown away.
-    catch_unwind(AssertUnwindSafe(|| handler(caller, payload, &mut reply))).map_err(|_| Panicked)
+    catch_unwind(AssertUnwindSafe(|| handler(caller, payload, &mut reply))).map_err(panicked)
 }
 
 /// Runs an inline handler of a typed method.
@@ -246,7 +256,7 @@ pub(crate) fn run_typed(
     frame.clear();
     frame.extend_from_slice(&[0; Header::BYTES]);
     // As above.
-    catch_unwind(AssertUnwindSafe(|| handler(call, payload, frame))).map_err(|_| Panicked)
+    catch_unwind(AssertUnwindSafe(|| handler(call, payload, frame))).map_err(panicked)
 }
 
 /// Makes running calls of one async handler.
@@ -355,7 +365,7 @@ where
         drop(entered);
         let polled = match polled {
             Ok(polled) => polled.map(Ok),
-            Err(_) => Poll::Ready(Err(Panicked)),
+            Err(payload) => Poll::Ready(Err(panicked(payload))),
         };
         if let (Some(span), Poll::Ready(ended)) = (span, &polled) {
             span.end(served_code(ended));
@@ -395,7 +405,7 @@ where
         if is_over {
             *span = None;
         }
-        set.map_err(|_| Panicked)
+        set.map_err(panicked)
     }
 
     fn state(&self) -> &Arc<CallState> {

@@ -118,8 +118,12 @@ impl ItemSink {
         }
         let StreamLink { out, kind, id } = &self.link;
         let header = call_header(Flags::RESPONSE | Flags::STREAM, *kind, *id);
-        let error = match out.send_item(header, &mut self.frame, waker) {
-            Ok(()) => {
+        let error = match out.send_item(&self.state, header, &mut self.frame, waker) {
+            Ok(false) => {
+                let end = self.state.has_ended().unwrap_or(CallEnd::Over);
+                return Poll::Ready(Err(end.status()));
+            }
+            Ok(true) => {
                 if self.frame.capacity() > KEPT_ITEM_BYTES {
                     self.frame = Vec::new();
                 }
@@ -194,7 +198,8 @@ impl ItemSource {
         let mut frame = vec![0; Header::BYTES];
         frame.extend_from_slice(&self.owed.encode());
         let header = call_header(Flags::NONE, Kind::CREDIT, *id);
-        if !matches!(out.send_item(header, &mut frame, Some(cx.waker())), Err(SendError::Full)) {
+        let sent = out.send_item(&self.state, header, &mut frame, Some(cx.waker()));
+        if !matches!(sent, Err(SendError::Full)) {
             self.owed = Credit::default();
         }
     }

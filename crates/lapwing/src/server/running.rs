@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -48,6 +49,9 @@ impl CallEnd {
 #[derive(Default, Debug)]
 pub(crate) struct CallState {
     inner: Mutex<Inner>,
+    /// The call has ended. Set before the lock of the connection's outbox is taken to answer it, so whoever sends an
+    /// item under that lock does not send it behind the answer.
+    over: AtomicBool,
 }
 
 #[derive(Default, Debug)]
@@ -99,6 +103,7 @@ impl CallState {
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
         if inner.used {
             *inner = Inner::default();
+            *self.over.get_mut() = false;
         }
     }
 
@@ -115,6 +120,7 @@ impl CallState {
             return;
         }
         inner.end = Some(end);
+        self.over.store(true, Ordering::Relaxed);
         inner.items.clear();
         let mut woken = std::mem::take(&mut inner.watchers);
         let Inner { task, writer, reader, .. } = &mut *inner;
@@ -130,6 +136,13 @@ impl CallState {
             keep(&mut inner.task, cx.waker());
         }
         inner.end
+    }
+
+    /// Whether it has ended, under the outbox's lock.
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        // Relaxed: that lock orders it.
+        self.over.load(Ordering::Relaxed)
     }
 
     pub(crate) fn has_ended(&self) -> Option<CallEnd> {
