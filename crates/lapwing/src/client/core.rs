@@ -750,7 +750,9 @@ impl Core {
         let Outbox { calls, waiting, .. } = &mut *outbox;
         let waiting_call = calls.iter_mut().find_map(|(_, call)| match call {
             Call::Waiting { waker, .. } => waker.clone(),
-            Call::Stream(stream) => stream.reader.clone().or_else(|| stream.writer.clone()),
+            Call::Stream(stream) => {
+                stream.reader.clone().or_else(|| stream.send.waiting().cloned())
+            }
             _ => None,
         });
         waiting_call.or_else(|| waiting.first().map(|(_, waker)| waker.clone()))
