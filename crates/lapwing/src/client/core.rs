@@ -718,6 +718,7 @@ impl Core {
 
     /// The caller went away before the response came.
     pub(crate) fn abandon(&self, id: MessageId) {
+        let mut woken = Vec::new();
         let mut outbox = self.outbox();
         match outbox.calls.find(id) {
             Lookup::Live(call @ Call::Waiting { .. }) => {
@@ -727,6 +728,8 @@ impl Core {
             }
             Lookup::Live(Call::Stream(stream)) if stream.ended.is_none() => {
                 let kind = stream.kind;
+                // The other half may wait, for credit or for an item, in another task.
+                woken.extend(stream.wakers());
                 if let Lookup::Live(call) = outbox.calls.find(id) {
                     *call = Call::Abandoned;
                 }
@@ -741,6 +744,7 @@ impl Core {
             Lookup::Ended | Lookup::NeverIssued => return,
         }
         drop(outbox);
+        woken.into_iter().for_each(Waker::wake);
         self.offer_room();
     }
 
