@@ -412,6 +412,44 @@ async fn halves_dropped_in_any_state_give_their_place_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_that_waits_while_the_other_is_dropped_sees_the_end() {
+    let fixture = serve(ServerLimits::default());
+    let seconds = Duration::from_secs(20);
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        let none = CallOptions::default();
+
+        let (mut sender, doubles) = client.duplex(DOUBLE, &none).await.unwrap();
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&sent);
+        let writer = tokio::spawn(async move {
+            loop {
+                if let Err(error) = sender.send(&1).await {
+                    return error;
+                }
+                counted.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        // Nobody reads the replies: both windows fill, and the writer waits for credit.
+        let mut before = 0;
+        while before == 0 || before != sent.load(Ordering::SeqCst) {
+            before = sent.load(Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        drop(doubles);
+        let error = tokio::time::timeout(seconds, writer).await.expect("woken").unwrap();
+        assert!(matches!(error, CallError::StreamEnded), "{error:?}");
+
+        let (sender, mut doubles) = client.duplex(DOUBLE, &none).await.unwrap();
+        let reader = tokio::spawn(async move { doubles.next().await });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(sender);
+        let last = tokio::time::timeout(seconds, reader).await.expect("woken").unwrap();
+        assert!(!matches!(last, Some(Ok(_))), "{last:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deadlines_end_calls_on_both_sides() {
     let fixture = serve(ServerLimits::default());
     let short = CallOptions::default().timeout(Duration::from_millis(30));

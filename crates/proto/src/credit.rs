@@ -125,6 +125,103 @@ impl Default for SendCredit {
     }
 }
 
+/// The call of a [`CreditGate`] has ended: no further item goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended;
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the stream's call has ended")
+    }
+}
+
+impl Error for Ended {}
+
+/// The sending half of one direction, as its writer shares it with whoever reads the peer's frames: the
+/// account, who waits for credit, and whether the call has ended.
+///
+/// It stands behind a lock, and both clients and the server do the same around it:
+///
+/// 1. The writer calls [`take`](CreditGate::take) *before* its item goes: the peer may give the credit back
+///    as soon as the item is there. If the item does not go after all, it calls
+///    [`refund`](CreditGate::refund).
+/// 2. Who reads a Credit frame calls [`grant`](CreditGate::grant), and who ends the call
+///    [`end`](CreditGate::end). Both give back who waited, to be woken once the lock is free.
+///
+/// No wakeup is lost: a writer is refused and kept in one step, and whatever changes the refusal takes it
+/// out again in one step. There is one writer, so a refund wakes nobody.
+///
+/// `W` wakes a writer; here it is only kept.
+#[derive(Debug)]
+pub struct CreditGate<W> {
+    credit: SendCredit,
+    waiting: Option<W>,
+    ended: bool,
+}
+
+impl<W> CreditGate<W> {
+    /// A gate with the whole window.
+    #[must_use]
+    pub const fn new() -> CreditGate<W> {
+        CreditGate { credit: SendCredit::new(), waiting: None, ended: false }
+    }
+
+    /// Takes credit for an item of this length. Without credit it is `false`, nothing is taken, and `wait`
+    /// puts who is to be woken into the place that it is shown, or leaves it.
+    ///
+    /// # Errors
+    ///
+    /// [`Ended`] if the call has ended; nothing is taken and nobody kept.
+    #[inline]
+    pub fn take(&mut self, bytes: u32, wait: impl FnOnce(&mut Option<W>)) -> Result<bool, Ended> {
+        if self.ended {
+            return Err(Ended);
+        }
+        let taken = self.credit.take(bytes);
+        if !taken {
+            wait(&mut self.waiting);
+        }
+        Ok(taken)
+    }
+
+    /// Puts back what was taken for an item of this length that did not go.
+    #[inline]
+    pub fn refund(&mut self, bytes: u32) {
+        let returned = self.credit.grant(Credit { items: 1, bytes });
+        debug_assert_eq!(returned, Ok(()), "it was taken before");
+    }
+
+    /// Adds what the peer gives back, also when the call has ended meanwhile. Whom to wake comes back.
+    ///
+    /// # Errors
+    ///
+    /// [`CreditError::Overflow`] as for [`SendCredit::grant`]; nothing is added and nobody taken out.
+    #[inline]
+    pub fn grant(&mut self, credit: Credit) -> Result<Option<W>, CreditError> {
+        self.credit.grant(credit)?;
+        Ok(self.waiting.take())
+    }
+
+    /// Ends it. Whom to wake comes back.
+    #[must_use = "who waits for credit would wait for ever"]
+    pub fn end(&mut self) -> Option<W> {
+        self.ended = true;
+        self.waiting.take()
+    }
+
+    /// Who waits for credit.
+    #[must_use]
+    pub const fn waiting(&self) -> Option<&W> {
+        self.waiting.as_ref()
+    }
+}
+
+impl<W> Default for CreditGate<W> {
+    fn default() -> CreditGate<W> {
+        CreditGate::new()
+    }
+}
+
 /// The receiver's account of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReceiveCredit {

@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::vec;
 use std::vec::Vec;
 
 use proptest::prelude::*;
@@ -52,72 +53,261 @@ fn receiver_that_takes_nothing_stops_its_sender_at_the_window() {
     assert_eq!(sent, Credit::WINDOW.items as usize);
 }
 
-/// One step of a stream whose frames are on the way in order.
-#[derive(Debug, Clone)]
+/// One step of a stream whose frames are on the way in order, both ways.
+#[derive(Debug, Clone, Copy)]
 enum Step {
     Send(u32),
+    /// Credit is taken, but the connection has no room for the item.
+    SendWithoutRoom(u32),
     Arrive,
-    Take,
+    /// The application takes an item.
+    Receive,
     GiveBack,
     CreditArrives,
-    /// The stream ends for one side: what is on the way to it is thrown away.
-    Cancel,
+    /// The peer grants what nobody has sent.
+    Overgrant(Credit),
+    /// The peer sends beyond what it was granted.
+    Overrun(u32),
+    End(End),
+    /// The next stream, in the place of the last.
+    Begin,
+}
+
+/// How a stream ends before all of it was sent and read.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// The reader's side gives up: what it holds and what comes yet is thrown away, and what it has taken
+    /// is not given back any more. The writer learns of it.
+    Cancelled,
+    /// The writer's side ends with an error: its reader still takes what has come and what comes yet.
+    Failed,
+    /// The reader's half goes while its call goes on: nothing is given back any more, and a writer that
+    /// sends on stops at the window.
+    ReaderDropped,
+    /// The writer's half goes; what it has sent is read.
+    WriterDropped,
+    /// What is on the way is lost, both ways.
+    Disconnected,
 }
 
 fn step() -> impl Strategy<Value = Step> {
+    let credit = prop_oneof![
+        (0..=Credit::WINDOW.items, 0..=Credit::WINDOW.bytes),
+        (any::<u32>(), any::<u32>()),
+    ]
+    .prop_map(|(items, bytes)| Credit { items, bytes });
+    let end = prop_oneof![
+        Just(End::Cancelled),
+        Just(End::Failed),
+        Just(End::ReaderDropped),
+        Just(End::WriterDropped),
+        Just(End::Disconnected),
+    ];
+    // Long enough runs between two ends that the window is used up, by items and by bytes.
     prop_oneof![
-        4 => (0..100_000_u32).prop_map(Step::Send),
-        4 => Just(Step::Arrive),
-        4 => Just(Step::Take),
-        2 => Just(Step::GiveBack),
-        2 => Just(Step::CreditArrives),
-        1 => Just(Step::Cancel),
+        60 => (0..100_000_u32).prop_map(Step::Send),
+        60 => (0..100_u32).prop_map(Step::Send),
+        10 => (0..100_000_u32).prop_map(Step::SendWithoutRoom),
+        80 => Just(Step::Arrive),
+        80 => Just(Step::Receive),
+        50 => Just(Step::GiveBack),
+        50 => Just(Step::CreditArrives),
+        10 => credit.prop_map(Step::Overgrant),
+        10 => (0..100_u32).prop_map(Step::Overrun),
+        3 => end.prop_map(Step::End),
+        4 => Just(Step::Begin),
     ]
 }
 
-proptest! {
-    #[test]
-    fn credit_is_conserved_over_every_interleaving(steps in prop::collection::vec(step(), 0..400)) {
-        let (mut send, mut receive) = (SendCredit::new(), ReceiveCredit::new());
-        let (mut way, mut held) = (VecDeque::new(), VecDeque::new());
-        let mut back: VecDeque<Credit> = VecDeque::new();
-        for step in steps {
-            match step {
-                Step::Send(bytes) => {
-                    let may = send.may_send();
-                    prop_assert_eq!(send.take(bytes), may);
-                    if may {
-                        way.push_back(bytes);
-                    }
-                }
-                Step::Arrive => if let Some(bytes) = way.pop_front() {
-                    prop_assert_eq!(receive.receive(bytes), Ok(()));
-                    held.push_back(bytes);
-                },
-                Step::Take => if let Some(bytes) = held.pop_front() {
-                    receive.take(bytes);
-                },
-                Step::GiveBack => if receive.is_due() {
-                    back.push_back(receive.give_back());
-                },
-                Step::CreditArrives => if let Some(credit) = back.pop_front() {
-                    prop_assert_eq!(send.grant(credit), Ok(()));
-                },
-                Step::Cancel => {
-                    // Its accounts go with it; the next stream begins anew.
-                    (send, receive) = (SendCredit::new(), ReceiveCredit::new());
-                    way.clear();
-                    held.clear();
-                    back.clear();
+/// Both sides of one direction and what is between them.
+struct Direction {
+    gate: CreditGate<()>,
+    receive: ReceiveCredit,
+    way: VecDeque<u32>,
+    held: VecDeque<u32>,
+    back: VecDeque<Credit>,
+    /// Thrown away by either side without being given back.
+    discarded: (u32, i64),
+    /// The writer was refused and has not been woken since.
+    waits: bool,
+    sends: bool,
+    reads: bool,
+}
+
+impl Direction {
+    fn new() -> Direction {
+        Direction {
+            gate: CreditGate::new(),
+            receive: ReceiveCredit::new(),
+            way: VecDeque::new(),
+            held: VecDeque::new(),
+            back: VecDeque::new(),
+            discarded: (0, 0),
+            waits: false,
+            sends: true,
+            reads: true,
+        }
+    }
+
+    fn discard(&mut self, items: u32, bytes: i64) {
+        self.discarded.0 += items;
+        self.discarded.1 += bytes;
+    }
+
+    /// Takes credit as a writer does that waits without it.
+    fn take(&mut self, bytes: u32) -> Result<bool, TestCaseError> {
+        let expected = if self.sends { Ok(self.gate.credit.may_send()) } else { Err(Ended) };
+        let before = self.gate.credit;
+        let taken = self.gate.take(bytes, |writer| *writer = Some(()));
+        prop_assert_eq!(taken, expected);
+        if taken != Ok(true) {
+            prop_assert_eq!(self.gate.credit, before, "refused, nothing is taken");
+        }
+        self.waits |= taken == Ok(false);
+        Ok(taken == Ok(true))
+    }
+
+    fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
+        match step {
+            Step::Send(bytes) => {
+                if self.take(bytes)? {
+                    self.way.push_back(bytes);
                 }
             }
-            let sum = |queue: &VecDeque<u32>| queue.iter().map(|&bytes| i64::from(bytes)).sum::<i64>();
-            let back_items: u32 = back.iter().map(|credit| credit.items).sum();
-            let back_bytes: i64 = back.iter().map(|credit| i64::from(credit.bytes)).sum();
-            let items = send.items + back_items + receive.taken_items + (way.len() + held.len()) as u32;
-            let bytes = send.bytes + back_bytes + i64::from(receive.taken_bytes) + sum(&way) + sum(&held);
-            prop_assert_eq!(items, Credit::WINDOW.items);
-            prop_assert_eq!(bytes, i64::from(Credit::WINDOW.bytes));
+            Step::SendWithoutRoom(bytes) => {
+                let before = self.gate.credit;
+                if self.take(bytes)? {
+                    self.gate.refund(bytes);
+                }
+                prop_assert_eq!(self.gate.credit, before);
+            }
+            Step::Arrive => self.arrive()?,
+            Step::Receive => {
+                if let Some(bytes) = self.held.pop_front() {
+                    self.receive.take(bytes);
+                }
+            }
+            Step::GiveBack => {
+                if self.reads && self.receive.is_due() {
+                    self.back.push_back(self.receive.give_back());
+                }
+            }
+            Step::CreditArrives => {
+                if let Some(credit) = self.back.pop_front() {
+                    let woken = self.gate.grant(credit);
+                    prop_assert_eq!(woken, Ok(self.waits.then_some(())), "a wakeup was lost");
+                    self.waits = false;
+                }
+            }
+            Step::Overgrant(credit) => self.overgrant(credit)?,
+            Step::Overrun(bytes) => {
+                if !self.receive.open.may_send() {
+                    let before = self.receive;
+                    prop_assert_eq!(self.receive.receive(bytes), Err(CreditError::Exceeded));
+                    prop_assert_eq!(self.receive, before);
+                }
+            }
+            Step::End(end) => self.end(end)?,
+            Step::Begin => {
+                *self = Direction::new();
+                let whole = SendCredit::new();
+                prop_assert_eq!((self.gate.credit, self.receive.open), (whole, whole));
+            }
+        }
+        self.assert_conserved()
+    }
+
+    /// An item comes; a reader that has ended still accounts for it, and throws it away.
+    fn arrive(&mut self) -> Result<(), TestCaseError> {
+        if let Some(bytes) = self.way.pop_front() {
+            prop_assert_eq!(self.receive.receive(bytes), Ok(()), "an honest sender is refused");
+            if self.reads {
+                self.held.push_back(bytes);
+            } else {
+                self.discard(1, i64::from(bytes));
+            }
+        }
+        Ok(())
+    }
+
+    fn overgrant(&mut self, credit: Credit) -> Result<(), TestCaseError> {
+        let SendCredit { items, bytes } = self.gate.credit;
+        let beyond = u64::from(items) + u64::from(credit.items) > u64::from(Credit::WINDOW.items)
+            || bytes + i64::from(credit.bytes) > i64::from(Credit::WINDOW.bytes);
+        if beyond {
+            prop_assert_eq!(self.gate.grant(credit), Err(CreditError::Overflow));
+            prop_assert_eq!(self.gate.credit, SendCredit { items, bytes });
+            prop_assert_eq!(self.gate.waiting().is_some(), self.waits, "nobody is woken");
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, end: End) -> Result<(), TestCaseError> {
+        let (sends, reads) = match end {
+            End::Cancelled | End::Disconnected => (false, false),
+            End::ReaderDropped => (self.sends, false),
+            End::Failed | End::WriterDropped => (false, self.reads),
+        };
+        if self.sends && !sends {
+            prop_assert_eq!(self.gate.end(), self.waits.then_some(()), "a wakeup was lost");
+            (self.sends, self.waits) = (false, false);
+        }
+        if self.reads && !reads {
+            self.reads = false;
+            for bytes in std::mem::take(&mut self.held) {
+                self.discard(1, i64::from(bytes));
+            }
+        }
+        if matches!(end, End::Disconnected) {
+            for bytes in std::mem::take(&mut self.way) {
+                self.discard(1, i64::from(bytes));
+            }
+            for credit in std::mem::take(&mut self.back) {
+                self.discard(credit.items, i64::from(credit.bytes));
+            }
+        }
+        Ok(())
+    }
+
+    fn assert_conserved(&self) -> Result<(), TestCaseError> {
+        let Direction { gate, receive, way, held, back, discarded, .. } = self;
+        let sum = |queue: &VecDeque<u32>| queue.iter().map(|&bytes| i64::from(bytes)).sum::<i64>();
+        let items = gate.credit.items
+            + (way.len() + held.len()) as u32
+            + receive.taken_items
+            + back.iter().map(|credit| credit.items).sum::<u32>()
+            + discarded.0;
+        let bytes = gate.credit.bytes
+            + sum(way)
+            + sum(held)
+            + i64::from(receive.taken_bytes)
+            + back.iter().map(|credit| i64::from(credit.bytes)).sum::<i64>()
+            + discarded.1;
+        prop_assert_eq!(items, Credit::WINDOW.items);
+        prop_assert_eq!(bytes, i64::from(Credit::WINDOW.bytes));
+        prop_assert_eq!(gate.waiting().is_some(), self.waits);
+        Ok(())
+    }
+}
+
+#[test]
+fn call_that_ends_wakes_its_writer_once_and_refuses_it_from_then_on() {
+    let mut gate = CreditGate::new();
+    while gate.take(1, |writer| *writer = Some("the writer")).unwrap() {}
+    assert_eq!(gate.waiting(), Some(&"the writer"));
+    assert_eq!(gate.end(), Some("the writer"));
+    assert_eq!(gate.end(), None);
+    assert_eq!(gate.take(1, |_| unreachable!("it cannot wait")), Err(Ended));
+    assert_eq!(gate.grant(Credit { items: 1, bytes: 1 }), Ok(None), "late credit is no fault");
+}
+
+proptest! {
+    /// Whatever happens in whatever order, each item and each byte is in one place.
+    #[test]
+    fn credit_is_conserved_over_every_interleaving(steps in prop::collection::vec(step(), 0..600)) {
+        let mut direction = Direction::new();
+        for step in steps {
+            direction.step(step)?;
         }
     }
 

@@ -47,7 +47,7 @@ pub use bulk::{SegmentAnnounced, SegmentRetired};
 pub use call_table::{CallTable, Full, Lookup};
 pub use checksum::{CHECKSUM_RANGE, Checksum, ChecksumSet};
 pub use compression::{CompressionError, expanded_length};
-pub use credit::{Credit, CreditError, ReceiveCredit, SendCredit};
+pub use credit::{Credit, CreditError, CreditGate, Ended, ReceiveCredit, SendCredit};
 pub use describe::{Description, MethodDescription, MethodDetails, MethodShape, MethodWanted};
 pub use extension::{
     BulkDescriptor, DEADLINE_ALONE_BYTES, DEADLINE_VALUE_AT, Entry, ExtensionBuilder,

@@ -818,6 +818,7 @@ impl Core {
 
     /// The caller went away before the response came.
     pub(crate) fn abandon(&self, id: MessageId) {
+        let mut woken = Vec::new();
         let mut outbox = self.outbox();
         match outbox.calls.find(id) {
             Lookup::Live(call @ Call::Waiting { .. }) => {
@@ -827,6 +828,8 @@ impl Core {
             }
             Lookup::Live(Call::Stream(stream)) if stream.ended.is_none() => {
                 let kind = stream.kind;
+                // The other half may wait, for credit or for an item, in another task.
+                woken.extend(stream.wakers());
                 if let Lookup::Live(call) = outbox.calls.find(id) {
                     *call = Call::Abandoned;
                 }
@@ -841,6 +844,7 @@ impl Core {
             Lookup::Ended | Lookup::NeverIssued => return,
         }
         drop(outbox);
+        woken.into_iter().for_each(Waker::wake);
         self.offer_room();
     }
 
@@ -850,7 +854,9 @@ impl Core {
         let Outbox { calls, waiting, .. } = &mut *outbox;
         let waiting_call = calls.iter_mut().find_map(|(_, call)| match call {
             Call::Waiting { waker, .. } => waker.clone(),
-            Call::Stream(stream) => stream.reader.clone().or_else(|| stream.writer.clone()),
+            Call::Stream(stream) => {
+                stream.reader.clone().or_else(|| stream.send.waiting().cloned())
+            }
             _ => None,
         });
         waiting_call.or_else(|| waiting.front().map(|waiting| waiting.waker.clone()))

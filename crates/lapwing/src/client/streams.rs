@@ -6,7 +6,7 @@ use std::task::Waker;
 use std::time::Instant;
 
 use lapwing_proto::{
-    Credit, Flags, Kind, Lookup, MessageId, ReceiveCredit, SendCredit, Status, WireError,
+    Credit, CreditGate, Ended, Flags, Kind, Lookup, MessageId, ReceiveCredit, Status, WireError,
 };
 
 use super::core::{Call, Core, Outbox, Outcome, Room, Started};
@@ -23,8 +23,7 @@ pub(super) struct StreamCall {
     items: VecDeque<Payload>,
     receive: ReceiveCredit,
     pub(super) reader: Option<Waker>,
-    send: SendCredit,
-    pub(super) writer: Option<Waker>,
+    pub(super) send: CreditGate<Waker>,
     pub(super) ended: Option<Outcome>,
 }
 
@@ -61,8 +60,7 @@ impl StreamCall {
             items: VecDeque::new(),
             receive: ReceiveCredit::new(),
             reader: None,
-            send: SendCredit::new(),
-            writer: None,
+            send: CreditGate::new(),
             ended: None,
         }
     }
@@ -76,12 +74,12 @@ impl StreamCall {
 
     pub(super) fn grant(&mut self, credit: Credit) -> Result<Option<Waker>, Broken> {
         let beyond = || misbehaved(WireError::BadCredit, "it granted more than the window holds");
-        self.send.grant(credit).map_err(|_| beyond())?;
-        Ok(self.writer.take())
+        self.send.grant(credit).map_err(|_| beyond())
     }
 
+    /// The call has ended: who is to see it.
     pub(super) fn wakers(&mut self) -> impl Iterator<Item = Waker> + use<> {
-        [self.reader.take(), self.writer.take()].into_iter().flatten()
+        [self.reader.take(), self.send.end()].into_iter().flatten()
     }
 }
 
@@ -126,21 +124,23 @@ impl Core {
         waker: Option<&Waker>,
     ) -> Result<(), ItemError> {
         let mut outbox = self.outbox();
-        let found = match outbox.calls.find(call.id) {
-            Lookup::Live(Call::Stream(found)) if found.ended.is_none() => found,
-            _ => return Err(ItemError::Over),
+        let Lookup::Live(Call::Stream(found)) = outbox.calls.find(call.id) else {
+            return Err(ItemError::Over);
         };
-        if !found.send.may_send() {
-            keep(&mut found.writer, waker);
-            return Err(ItemError::Behind);
+        let bytes = payload.len() as u32;
+        match found.send.take(bytes, |writer| keep(writer, waker)) {
+            Ok(true) => {}
+            Ok(false) => return Err(ItemError::Behind),
+            Err(Ended) => return Err(ItemError::Over),
         }
         let header = call_header(Flags::STREAM, call.kind, call.id);
-        self.send_on(&mut outbox, header, payload)?;
-        if let Lookup::Live(Call::Stream(found)) = outbox.calls.find(call.id) {
-            let taken = found.send.take(payload.len() as u32);
-            debug_assert!(taken, "an item was sent without credit");
+        let sent = self.send_on(&mut outbox, header, payload);
+        if sent.is_err()
+            && let Lookup::Live(Call::Stream(found)) = outbox.calls.find(call.id)
+        {
+            found.send.refund(bytes);
         }
-        Ok(())
+        sent
     }
 
     /// Says that no item follows.

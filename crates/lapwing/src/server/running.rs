@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-use lapwing_proto::{Code, Credit, CreditError, ReceiveCredit, SendCredit, Status};
+use lapwing_proto::{Code, Credit, CreditError, CreditGate, Ended, ReceiveCredit, Status};
 
 use crate::client::lock;
 use crate::payload::Payload;
@@ -64,8 +64,7 @@ struct Inner {
     /// Who awaits the end through a [`Cancellation`].
     watchers: Vec<Waker>,
     /// The stream of replies.
-    send: SendCredit,
-    writer: Option<Waker>,
+    send: CreditGate<Waker>,
     /// The stream of requests: items that have come and were not taken yet.
     receive: ReceiveCredit,
     items: VecDeque<Payload>,
@@ -123,8 +122,8 @@ impl CallState {
         self.over.store(true, Ordering::Relaxed);
         inner.items.clear();
         let mut woken = std::mem::take(&mut inner.watchers);
-        let Inner { task, writer, reader, .. } = &mut *inner;
-        woken.extend([task.take(), writer.take(), reader.take()].into_iter().flatten());
+        let Inner { task, send, reader, .. } = &mut *inner;
+        woken.extend([task.take(), send.end(), reader.take()].into_iter().flatten());
         drop(inner);
         woken.into_iter().for_each(Waker::wake);
     }
@@ -164,27 +163,24 @@ impl CallState {
     /// the item is there to be read. Without credit nothing is taken, and the waker is kept.
     pub(crate) fn take_credit(&self, bytes: usize, waker: Option<&Waker>) -> Result<bool, CallEnd> {
         let mut inner = self.lock();
-        if let Some(end) = inner.end {
-            return Err(end);
-        }
-        let taken = inner.send.take(bytes as u32);
-        if !taken && let Some(waker) = waker {
-            keep(&mut inner.writer, waker);
-        }
-        Ok(taken)
+        let wait = |writer: &mut Option<Waker>| {
+            if let Some(waker) = waker {
+                keep(writer, waker);
+            }
+        };
+        // The gate ends with the call, in `end`.
+        inner.send.take(bytes as u32, wait).map_err(|Ended| inner.end.unwrap_or(CallEnd::Over))
     }
 
     /// The item was not sent after all.
     pub(crate) fn refund(&self, bytes: usize) {
-        let returned = self.lock().send.grant(Credit { items: 1, bytes: bytes as u32 });
-        debug_assert!(returned.is_ok(), "it was taken before");
+        self.lock().send.refund(bytes as u32);
     }
 
     /// The caller gives credit back.
     pub(crate) fn grant(&self, credit: Credit) -> Result<(), CreditError> {
         let mut inner = self.lock();
-        inner.send.grant(credit)?;
-        let writer = inner.writer.take();
+        let writer = inner.send.grant(credit)?;
         drop(inner);
         if let Some(waker) = writer {
             waker.wake();
