@@ -616,6 +616,11 @@ impl Sending {
         }
     }
 
+    /// Whether a payload of this length goes through bulk memory.
+    pub(crate) fn is_long(&self, bytes: usize) -> bool {
+        matches!(self.out, Out::Ring { bulk: Some(_), .. }) && bytes > self.inline_max as usize
+    }
+
     /// Whether a payload of this length would go out now.
     pub(crate) fn has_room(&mut self, payload_bytes: usize) -> Result<bool, Broken> {
         match &mut self.out {

@@ -14,6 +14,7 @@ const MIB: usize = 1024 * 1024;
 const ECHO: u16 = 0x0700;
 const KEEP: Unary<Payload, Vec<u8>, Raw> = Unary::new(0x0701, "keep");
 const GIVE_UP: u16 = 0x0702;
+const MAKE: u16 = 0x0703;
 
 fn token() -> CooperativePeers {
     // SAFETY: both sides of every connection here are this program's own, and keep to the protocol.
@@ -55,6 +56,10 @@ async fn serve_with(compression: Compression) -> Fixture {
                 keep.lock().unwrap().push(request.payload);
                 Ok::<_, Status>(length.to_le_bytes().to_vec())
             }
+        })
+        .route_inline(MAKE, "make", |_, _, reply| {
+            reply.extend(&[7; MIB]);
+            Ok(())
         })
         .route_inline(GIVE_UP, "give.up", move |_, request, _| {
             let at = usize::from(request[0]);
@@ -171,4 +176,27 @@ async fn compressed_payload_gives_its_block_back_at_once_however_long_it_is_held
     }
     let reply = client.call_raw(ECHO, &halves(1, MIB)).await.unwrap();
     assert!(reply.bytes() == halves(1, MIB));
+}
+
+#[tokio::test]
+async fn caller_that_holds_all_replies_stops_long_ones_and_nothing_else() {
+    let Fixture { client, _server, _folder, .. } = serve().await;
+    let mut held = Vec::new();
+    for _ in 0..64 {
+        held.push(client.call_raw(MAKE, b"").await.unwrap());
+    }
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { client.call_raw(MAKE, b"").await }
+    });
+    for n in 0..20 {
+        let sent = [n];
+        let short = client.call_raw(ECHO, &sent);
+        let reply = tokio::time::timeout(PATIENCE, short).await.expect("it goes on").unwrap();
+        assert_eq!(reply.bytes(), [n]);
+    }
+    assert!(!waiting.is_finished());
+    held.remove(5);
+    let made = tokio::time::timeout(PATIENCE, waiting).await.expect("a block came back");
+    assert!(made.unwrap().unwrap().bytes() == [7; MIB]);
 }

@@ -20,8 +20,8 @@ use lapwing_shm::{Doorbell, Poller, Ring, Spin};
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
 use crate::bulk::Reserved;
 use crate::client::{
-    Again, Core, Inbox, LINGER, Outcome, Outgoing, Room, StartError, Started, Turn, Until, What,
-    WhenFull, at_once, lock, state_of,
+    Again, Core, Inbox, LINGER, Lacks, Outcome, Outgoing, Room, StartError, Started, Turn, Until,
+    What, WhenFull, at_once, lock, state_of,
 };
 use crate::control::ControlSocket;
 use crate::endpoint;
@@ -405,7 +405,8 @@ impl IpcClient {
         // Also for a leader that sleeps already; one that wakes looks for room for everybody.
         if self.shared.poller.want_writable(core.socket.as_fd(), true).is_ok() {
             let mut turn = Turn::new(core);
-            let _ = self.wait_for_room(Room { bytes: 0, place: false }, &mut turn, until);
+            let room = Room { bytes: 0, place: false, lacks: Lacks::Ring };
+            let _ = self.wait_for_room(room, &mut turn, until);
         }
     }
 

@@ -144,6 +144,17 @@ pub(crate) struct Room {
     pub(crate) bytes: usize,
     /// A place in the table of calls, too.
     pub(crate) place: bool,
+    pub(crate) lacks: Lacks,
+}
+
+/// What was not there: who lacks one thing does not keep others from another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lacks {
+    Place,
+    /// Room in the ring, or that the socket takes more.
+    Ring,
+    /// A block of bulk memory.
+    Block,
 }
 
 /// One who waits for room.
@@ -162,9 +173,9 @@ pub(crate) struct Ticket(u64);
 
 /// A place among those who wait for room, given up on drop.
 ///
-/// The first of those who wait for a place in the table of calls goes before whoever comes later for one, and the
-/// first who waits for room alone before who comes later for that; so everybody's turn comes, however busy others
-/// are. Whoever is woken stays the first until it has sent, or is gone.
+/// The first of those who lack a place in the table of calls goes before whoever comes later and needs one, and so with
+/// room and with blocks; so everybody's turn comes, however busy others are. Whoever is woken stays the first until it has
+/// sent, or is gone.
 #[derive(Debug)]
 pub(crate) struct Turn<'a> {
     core: &'a Core,
@@ -275,7 +286,7 @@ impl<'a> Outgoing<'a> {
     #[inline]
     fn room(&self, place: bool) -> Room {
         let bytes = if matches!(self.what, What::Block(_)) { 0 } else { self.len() };
-        Room { bytes, place }
+        Room { bytes, place, lacks: Lacks::Place }
     }
 
     /// Bytes of the payload.
@@ -483,9 +494,7 @@ impl Core {
             Brings::Items { .. } => Call::Stream(Box::new(StreamCall::new(out.kind, begun))),
         };
         let room = out.room(true);
-        if !outbox.may_go(true, out.again.ticket) {
-            return Err(StartError::Full(room));
-        }
+        outbox.may_go(room, out.again.ticket)?;
         let Ok(id) = outbox.calls.insert(call) else {
             return Err(StartError::Full(room));
         };
@@ -497,7 +506,7 @@ impl Core {
         let (kind, bytes) = (out.kind, out.len());
         if let Err(error) = self.send_out(&mut outbox, header, out, room) {
             outbox.calls.remove(id);
-            return Err(error);
+            return Err(outbox.refusal(error));
         }
         self.in_flight.store(outbox.calls.len() as u32, Ordering::Relaxed);
         if matches!(brings, Brings::Items { .. }) {
@@ -616,12 +625,11 @@ impl Core {
     ) -> Result<Reserved, StartError> {
         let mut outbox = self.outbox();
         self.check_open(&outbox)?;
-        if !outbox.may_go(false, ticket) {
-            return Err(StartError::Full(Room { bytes, place: false }));
-        }
+        let room = outbox.lacking(Room { bytes, place: false, lacks: Lacks::Block });
+        outbox.may_go(room, ticket)?;
         match outbox.sending.reserve(bytes) {
             Ok(block) => Ok(Reserved::new(block, bytes)),
-            Err(error) => Err(self.refused(error, Room { bytes, place: false })),
+            Err(error) => Err(self.refused(error, room)),
         }
     }
 
@@ -654,11 +662,9 @@ impl Core {
         self.check_open(&outbox)?;
         let header = call_header(Flags::NONE, out.kind, MessageId::CONNECTION);
         let room = out.room(false);
-        if !outbox.may_go(false, out.again.ticket) {
-            return Err(StartError::Full(room));
-        }
+        outbox.may_go(room, out.again.ticket)?;
         let bytes = out.len();
-        self.send_out(&mut outbox, header, out, room)?;
+        self.send_out(&mut outbox, header, out, room).map_err(|e| outbox.refusal(e))?;
         self.counters.sent(bytes);
         let flushed = outbox.sending.flush();
         drop(outbox);
@@ -739,10 +745,10 @@ impl Core {
         let mut woken = Vec::new();
         let paid = self.pay(&mut outbox);
         let Outbox { waiting, sending, .. } = &mut *outbox;
-        let mut first = [true; 2];
+        let mut first = [true; 3];
         for waiting in waiting.iter_mut() {
-            let Room { bytes, place } = waiting.room;
-            let is_first = std::mem::replace(&mut first[usize::from(place)], false);
+            let Room { bytes, place, lacks } = waiting.room;
+            let is_first = std::mem::replace(&mut first[lacks as usize], false);
             if waiting.woken || !(is_first || ended) {
                 continue;
             }
@@ -1213,14 +1219,39 @@ fn check_kind(asked: Kind, answered: Kind) -> Result<(), Broken> {
 }
 
 impl Outbox {
-    /// Whether nobody waits who comes before the one with this ticket.
+    /// Refuses one who would overtake somebody that waits; not the one with this ticket, whose turn it is.
     #[inline]
-    fn may_go(&self, place: bool, ticket: Option<Ticket>) -> bool {
+    fn may_go(&self, room: Room, ticket: Option<Ticket>) -> Result<(), StartError> {
         if self.waiting.is_empty() {
-            return true;
+            return Ok(());
         }
-        let first = self.waiting.iter().find(|waiting| waiting.room.place == place);
-        first.is_none_or(|first| Some(first.ticket) == ticket)
+        let long = self.sending.is_long(room.bytes);
+        let mut before = self.waiting.iter().filter(|waiting| match waiting.room.lacks {
+            Lacks::Place => room.place,
+            Lacks::Ring => !long,
+            Lacks::Block => long,
+        });
+        match before.next() {
+            Some(first) if Some(first.ticket) != ticket => {
+                Err(StartError::Full(Room { lacks: first.room.lacks, ..room }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whoever found no room waits for that, and not for a place.
+    #[cold]
+    fn refusal(&self, error: StartError) -> StartError {
+        match error {
+            StartError::Full(room) => StartError::Full(self.lacking(room)),
+            failed @ StartError::Failed(_) => failed,
+        }
+    }
+
+    /// The same room, of one who has a place or needs none.
+    pub(super) fn lacking(&self, room: Room) -> Room {
+        let long = self.sending.is_long(room.bytes);
+        Room { lacks: if long { Lacks::Block } else { Lacks::Ring }, ..room }
     }
 
     fn is_drained(&self) -> bool {

@@ -32,8 +32,8 @@ use tokio::io::Interest;
 use tokio::sync::Notify;
 
 pub(crate) use self::core::{
-    Again, Brings, Core, Inbox, Outcome, Outgoing, Room, StartError, Started, Travel, Turn, What,
-    lock,
+    Again, Brings, Core, Inbox, Lacks, Outcome, Outgoing, Room, StartError, Started, Travel, Turn,
+    What, lock,
 };
 use self::driver::Driver;
 pub use self::options::{CallOptions, ClientOptions, FrameChecksum, Transport, WhenFull};

@@ -9,7 +9,7 @@ use lapwing_proto::{
     Credit, CreditGate, Ended, Flags, Kind, Lookup, MessageId, ReceiveCredit, Status, WireError,
 };
 
-use super::core::{Call, Core, Outbox, Outcome, Room, Started};
+use super::core::{Call, Core, Lacks, Outbox, Outcome, Room, Started};
 use crate::error::{CallError, Delivered, EndReason};
 use crate::link::{Broken, SendError, call_header, misbehaved};
 use crate::payload::Payload;
@@ -168,7 +168,8 @@ impl Core {
                 Ok(())
             }
             Err(SendError::Full) => {
-                Err(ItemError::Full(Room { bytes: payload.len(), place: false }))
+                let room = Room { bytes: payload.len(), place: false, lacks: Lacks::Ring };
+                Err(ItemError::Full(outbox.lacking(room)))
             }
             Err(SendError::TooLarge(max)) => {
                 Err(ItemError::Failed(CallError::TooLarge { length: payload.len(), max }))

@@ -756,18 +756,11 @@ impl Connection {
         {
             let mut outbox = lock(&self.out.outbox);
             tally_received(&mut outbox.tally, header);
-            if !is_request {
-                outbox.running_oneway += 1;
-            } else if outbox.running.len() >= self.calls_in_flight {
-                return Err(misbehaved(WireError::TooManyCalls, ""));
-            } else {
-                let (kind, shape, state) = (header.kind, route.shape, Arc::clone(&state));
-                let running = RunningCall { kind, shape, state };
-                if outbox.running.insert(header.id.get(), running).is_some() {
-                    let detail = "a request has the id of a running one";
-                    return Err(misbehaved(WireError::BadId, detail));
-                }
-            }
+            outbox.running_oneway += usize::from(!is_request);
+        }
+        if is_request {
+            let (kind, shape, state) = (header.kind, route.shape, Arc::clone(&state));
+            self.enter(header.id, RunningCall { kind, shape, state })?;
         }
         self.woke = true;
         let (shared, out, header) = (Arc::clone(&self.shared), Arc::clone(&self.out), *header);
@@ -807,6 +800,10 @@ impl Connection {
                 outbox.tally.sent_bytes += bytes as u64;
                 Ok(None)
             }
+            Err(SendError::Full) if reply_long.is_some() => {
+                drop(outbox);
+                self.answer_later(response)
+            }
             Err(SendError::Full) => Ok(Some(response)),
             Err(SendError::TooLarge(max)) => {
                 drop(outbox);
@@ -818,6 +815,32 @@ impl Connection {
             }
             Err(SendError::Broken(broken)) => Err(broken),
         }
+    }
+
+    /// A long reply waits for a block in a task of its own: a caller that holds all that there are stops what needs
+    /// one, and nothing else of its connection.
+    #[cold]
+    fn answer_later(&mut self, response: Header) -> Result<Option<Header>, Broken> {
+        let mut payload = self.reply_long.take().unwrap_or_else(Payload::empty);
+        let (kind, shape, state) = (response.kind, MethodShape::Unary, Arc::default());
+        self.enter(response.id, RunningCall { kind, shape, state })?;
+        let out = Arc::clone(&self.out);
+        self.calls.spawn(async move {
+            poll_fn(|cx| out.poll_send(cx, response, &mut payload)).await;
+        });
+        Ok(None)
+    }
+
+    /// Enters a call among the running ones.
+    fn enter(&self, id: MessageId, running: RunningCall) -> Result<(), Broken> {
+        let mut outbox = lock(&self.out.outbox);
+        if outbox.running.len() >= self.calls_in_flight {
+            return Err(misbehaved(WireError::TooManyCalls, ""));
+        }
+        if outbox.running.insert(id.get(), running).is_some() {
+            return Err(misbehaved(WireError::BadId, "a request has the id of a running one"));
+        }
+        Ok(())
     }
 
     #[cold]

@@ -1,0 +1,246 @@
+//! Who waits for room has its turn, and nobody else's; what was owed is given once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use lapwing::{
+    Call, CallError, ClientOptions, Code, IpcClient, IpcServer, OneWay, ServerLimits, ServerStream,
+    Sink, Status, Transport, Unary, WhenFull, blocking,
+};
+use lapwing_testkit::PATIENCE;
+use tokio::runtime::{Builder, Runtime};
+
+const NAP_MS: Unary<u64, ()> = Unary::new(0x0500, "nap");
+const NOTE: OneWay<Vec<u8>> = OneWay::new(0x0501, "note");
+const COUNT: ServerStream<u64, u64> = ServerStream::new(0x0502, "count");
+/// Holds the server's only thread.
+const BLOCK_MS: Unary<u64, ()> = Unary::new(0x0503, "block");
+const BOMB: Unary<(), ()> = Unary::new(0x0504, "bomb");
+/// Answers when so many notes have come.
+const NOTED: Unary<u64, ()> = Unary::new(0x0505, "noted");
+
+/// Panics when it is dropped, unless a panic is under way.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "dropped");
+    }
+}
+
+struct Fixture {
+    runtime: Runtime,
+    server: IpcServer,
+    path: std::path::PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+/// A server on one thread that takes so many calls at a time.
+fn serve(calls_in_flight: u32) -> Fixture {
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("turns.sock");
+    let notes = Arc::new(AtomicUsize::new(0));
+    let noted = Arc::clone(&notes);
+    let entered = runtime.enter();
+    let server = IpcServer::builder()
+        .bind(&path)
+        .unwrap()
+        .limits(ServerLimits { calls_in_flight, ..ServerLimits::default() })
+        .route(NAP_MS, |_: Call, ms: u64| async move {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            Ok(())
+        })
+        .route(NOTE, move |_: Call, _: Vec<u8>| {
+            notes.fetch_add(1, Ordering::SeqCst);
+            async { Ok(()) }
+        })
+        .route(COUNT, |_: Call, to: u64, mut items: Sink<u64, lapwing::Postcard>| async move {
+            for n in 0..to {
+                items.send(&n).await?;
+            }
+            Ok(())
+        })
+        .route(BLOCK_MS, |_: Call, ms: u64| async move {
+            std::thread::sleep(Duration::from_millis(ms));
+            Ok(())
+        })
+        .route(BOMB, |_: Call, (): ()| async {
+            std::panic::panic_any(Bomb);
+            #[allow(unreachable_code)]
+            Ok::<(), Status>(())
+        })
+        .route(NOTED, move |_: Call, wanted: u64| {
+            let noted = Arc::clone(&noted);
+            async move {
+                while (noted.load(Ordering::SeqCst) as u64) < wanted {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Ok(())
+            }
+        })
+        .serve()
+        .unwrap();
+    drop(entered);
+    Fixture { runtime, server, path, _folder: folder }
+}
+
+fn options(transport: Transport) -> ClientOptions {
+    ClientOptions { transport, ..ClientOptions::default() }
+}
+
+/// Nobody has made much fewer calls than anybody else.
+fn assert_fair(made: &[usize], what: &str) {
+    let (least, most) = (made.iter().min().unwrap(), made.iter().max().unwrap());
+    assert!(*least > 0 && most - least <= 2 + most / 4, "{what}: {made:?}");
+}
+
+#[test]
+fn tasks_that_share_a_few_places_take_turns() {
+    const TASKS: usize = 12;
+    let fixture = serve(8);
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let made = runtime.block_on(async {
+            let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+            let made: Arc<[AtomicUsize; TASKS]> = Arc::default();
+            let tasks: Vec<_> = (0..TASKS)
+                .map(|n| {
+                    let (client, made) = (client.clone(), Arc::clone(&made));
+                    tokio::spawn(async move {
+                        loop {
+                            client.call(NAP_MS, &1).await.unwrap();
+                            made[n].fetch_add(1, Ordering::SeqCst);
+                        }
+                    })
+                })
+                .collect();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            tasks.iter().for_each(tokio::task::JoinHandle::abort);
+            made.iter().map(|made| made.load(Ordering::SeqCst)).collect::<Vec<_>>()
+        });
+        assert_fair(&made, &format!("{transport:?}"));
+    }
+}
+
+#[test]
+fn threads_that_share_one_place_take_turns_and_wake_a_leader_that_sleeps() {
+    let fixture = serve(1);
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        let client = blocking::IpcClient::connect_with(&fixture.path, &options(transport)).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let (client, stop) = (client.clone(), Arc::clone(&stop));
+                std::thread::spawn(move || {
+                    let mut made = 0;
+                    while !stop.load(Ordering::SeqCst) {
+                        client.call(NAP_MS, &5).unwrap();
+                        made += 1;
+                    }
+                    made
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(500));
+        stop.store(true, Ordering::SeqCst);
+        let made: Vec<usize> = threads.into_iter().map(|t| t.join().unwrap()).collect();
+        assert_fair(&made, &format!("{transport:?}"));
+    }
+}
+
+#[test]
+fn two_that_wait_in_one_task_are_both_woken() {
+    const NOTES: usize = 3000;
+    let fixture = serve(1);
+    fixture.runtime.block_on(async {
+        let client = IpcClient::connect(&fixture.path).await.unwrap();
+        let first = tokio::spawn({
+            let client = client.clone();
+            async move { client.call(NOTED, &(NOTES as u64)).await }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        // The call waits for the one place, which is free once all the notes have come.
+        let note = vec![1; 4000];
+        let notes = async {
+            for _ in 0..NOTES {
+                client.send(NOTE, &note).await.unwrap();
+            }
+        };
+        let both = async { tokio::join!(client.call(NAP_MS, &1), notes) };
+        let (called, ()) = tokio::time::timeout(PATIENCE, both).await.expect("both go on");
+        called.unwrap();
+        first.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn credit_that_was_owed_is_given_once() {
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        let fixture = serve(64);
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+            let mut numbers = client.stream(COUNT, &1000).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let block = tokio::spawn({
+                let client = client.clone();
+                async move { client.call(BLOCK_MS, &200).await }
+            });
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            // No room is left, so that the credit that is due after half of the window is owed.
+            while client.send_when(NOTE, &vec![1; 1000], WhenFull::Fail).await.is_ok() {}
+            while client.send_when(NOTE, &vec![], WhenFull::Fail).await.is_ok() {}
+            let mut count = 0;
+            for _ in 0..32 {
+                assert_eq!(numbers.next().await.unwrap().unwrap(), count);
+                count += 1;
+            }
+            // The server reads on meanwhile, and this runtime does not.
+            std::thread::sleep(Duration::from_millis(400));
+            while let Some(number) = numbers.next().await {
+                assert_eq!(number.unwrap(), count, "{transport:?}");
+                count += 1;
+            }
+            assert_eq!(count, 1000);
+            block.await.unwrap().unwrap();
+            client.disconnect().await;
+        });
+        let _entered = fixture.runtime.enter();
+        assert_eq!(fixture.server.stats().misbehaved, 0, "{transport:?}");
+    }
+}
+
+#[test]
+fn message_that_is_not_to_wait_does_not_wait_for_a_socket() {
+    let fixture = serve(64);
+    let other = blocking::IpcClient::connect(&fixture.path).unwrap();
+    let socket = options(Transport::Socket);
+    let client = blocking::IpcClient::connect_with(&fixture.path, &socket).unwrap();
+    let held = std::thread::spawn(move || other.call(BLOCK_MS, &1000).unwrap());
+    std::thread::sleep(Duration::from_millis(50));
+    let note = vec![1; 1000];
+    let full = loop {
+        if let Err(error) = client.send_when(NOTE, &note, WhenFull::Fail) {
+            break error;
+        }
+    };
+    assert!(matches!(full, CallError::Full), "{full}");
+    client.send_when(NOTE, &note, WhenFull::DropAndCount).unwrap();
+    assert_eq!(client.stats().dropped, 1);
+    // All that while the server's thread was held.
+    assert!(!held.is_finished());
+    held.join().unwrap();
+}
+
+#[test]
+fn panic_whose_payload_panics_when_dropped_is_internal_and_the_connection_goes_on() {
+    let fixture = serve(16);
+    let client = blocking::IpcClient::connect(&fixture.path).unwrap();
+    for _ in 0..2 {
+        let error = client.call(BOMB, &()).unwrap_err();
+        assert!(matches!(&error, CallError::Status(s) if s.code == Code::Internal), "{error}");
+    }
+    client.call(NAP_MS, &0).unwrap();
+}
