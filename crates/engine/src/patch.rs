@@ -1,6 +1,6 @@
 //! `fs.apply_patch`: a unified diff onto the files of the workspace, as a whole or not at all.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use cap_std::fs::{Permissions, PermissionsExt};
 
@@ -35,12 +35,26 @@ impl Workspace {
     pub fn apply_patch(&self, request: &PatchRequest) -> Result<PatchReply, WorkspaceError> {
         let _writing = self.begin_writing()?;
         let diffs = diff::parse(&request.patch, request.strip)?;
-        let mut seen = HashSet::new();
+        let mut seen = HashMap::new();
         let mut plans = Vec::new();
         for diff in &diffs {
             let plan = self.plan(diff)?;
-            if !seen.insert(plan.path.text().to_owned()) {
-                let problem = format!("names {:?} for the second time", plan.path.text());
+            let name = plan.path.text().to_owned();
+            let identity = match &plan.old {
+                Some((_, place)) => place.identity()?,
+                None => self.identity_of_missing(&plan.path)?,
+            };
+            if let Some(first) = seen.insert(identity, name.clone()) {
+                let problem = if first == name {
+                    format!(
+                        "names {name:?} for the second time: put all its hunks behind one header"
+                    )
+                } else {
+                    format!(
+                        "names {name:?}, and that is the file {first:?} from before: put all its \
+                         hunks behind one header"
+                    )
+                };
                 return Err(WorkspaceError::BadPatch { line: diff.line, problem });
             }
             plans.push(plan);

@@ -164,6 +164,41 @@ async fn patch_that_does_not_go_with_what_is_there_has_the_code_of_its_reason() 
 }
 
 #[tokio::test]
+async fn patch_that_names_one_file_by_two_names_is_refused() {
+    let served = Served::of(&[("real", b"1\n2\n3\n"), ("d/f", b"1\n2\n3\n")]).await;
+    served.tree.symlink("real", "link");
+    served.tree.symlink("d", "e");
+    let change = |path: &str, line: u32| {
+        format!("--- a/{path}\n+++ b/{path}\n@@ -{line} +{line} @@\n-{line}\n+{line}{line}\n")
+    };
+    let make = |path: &str| format!("--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+1\n");
+    for patch in [
+        change("real", 1) + &change("link", 3),
+        change("link", 1) + &change("real", 3),
+        change("d/f", 1) + &change("e/f", 3),
+        make("d/g") + &make("e/g"),
+        make("d/x/y/g") + &make("e/x/y/g"),
+    ] {
+        for dry_run in [true, false] {
+            let request = PatchRequest { patch: patch.clone(), strip: None, dry_run };
+            let status = send(&served, &request).await.unwrap_err();
+            assert_eq!(status.code, Code::InvalidArgument, "{patch:?}: {}", status.message);
+            assert!(status.message.contains("from before"), "{patch:?}: {}", status.message);
+        }
+    }
+    assert_eq!(served.names().len(), 5, "nothing was made: {:?}", served.names());
+    assert_eq!(fs::read(served.tree.path().join("real")).unwrap(), b"1\n2\n3\n");
+    assert_eq!(fs::read(served.tree.path().join("d/f")).unwrap(), b"1\n2\n3\n");
+
+    // Hard links are two files for whoever replaces one of them.
+    let other = served.tree.path().join("other");
+    fs::hard_link(served.tree.path().join("real"), &other).unwrap();
+    apply(&served, &(change("real", 1) + &change("other", 3))).await.unwrap();
+    assert_eq!(fs::read(served.tree.path().join("real")).unwrap(), b"11\n2\n3\n");
+    assert_eq!(fs::read(other).unwrap(), b"1\n2\n33\n");
+}
+
+#[tokio::test]
 async fn dry_run_says_what_would_be_and_changes_nothing() {
     let moved = format!("// new\n{}", lines(1..=20));
     let served = Served::of(&[("src/x.rs", moved.as_bytes())]).await;
