@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::diff::{Hunk, HunkLine, LineKind};
-use crate::error::HunkFailure;
+use crate::error::{HunkFailure, WorkspaceError};
 use crate::limits::HUNK_OFFSET_LINES_MAX;
 
 /// The content of a file after a diff.
@@ -22,11 +22,14 @@ pub(crate) struct Applied {
 ///
 /// Where the file ends all its lines with `\r\n`, and the diff looks for lines that end otherwise, so that it
 /// cannot fit, it is taken to have lost the file's line endings: it gets them, and so does what it adds.
+///
+/// `stop` is asked for each hunk, and every few thousand lines while it is looked for.
 pub(crate) fn apply(
     path: &str,
     content: &[u8],
     hunks: &[Hunk<'_>],
-) -> Result<Applied, Box<HunkFailure>> {
+    stop: &dyn Fn() -> bool,
+) -> Result<Applied, WorkspaceError> {
     let lines: Vec<&[u8]> = content.split_inclusive(|byte| *byte == b'\n').collect();
     let is_crlf = lines.iter().any(|line| line.ends_with(b"\n"))
         && lines.iter().all(|line| line.ends_with(b"\r\n") || !line.ends_with(b"\n"));
@@ -42,13 +45,14 @@ pub(crate) fn apply(
             true => hunk.lines.iter().map(with_crlf).collect(),
             false => hunk.lines.clone(),
         };
-        let found = file.replace(hunk, &wanted);
+        let found = file.replace(hunk, &wanted, stop)?;
         offsets_lines.push(found.map_err(|differs| {
             let Differs { line, expected, found } = differs;
             let (hunk, patch_line) = (index + 1, hunk.line);
             let (path, expected) = (path.to_owned(), readable(expected.as_bytes()));
             let found = found.map(readable);
-            Box::new(HunkFailure { path, hunk, patch_line, line, expected, found })
+            let failure = HunkFailure { path, hunk, patch_line, line, expected, found };
+            WorkspaceError::HunkFailed(Box::new(failure))
         })?);
     }
     let File { lines, taken, mut content, .. } = file;
@@ -83,15 +87,19 @@ struct Differs<'a> {
 }
 
 impl<'a> File<'a> {
-    /// Replaces the lines of a hunk; how far from where it says they were.
+    /// Replaces the lines of a hunk; how far from where it says they were, or what differs there.
     fn replace<'b>(
         &mut self,
         hunk: &Hunk<'_>,
         lines: &'b [HunkLine<'_>],
-    ) -> Result<i64, Differs<'b>>
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Result<i64, Differs<'b>>, WorkspaceError>
     where
         'a: 'b,
     {
+        if stop() {
+            return Err(WorkspaceError::Cancelled);
+        }
         let old: Vec<&str> =
             lines.iter().filter(|l| l.kind != LineKind::Added).map(|l| &*l.text).collect();
         // Without old lines the header names the line behind which the new ones go.
@@ -100,10 +108,10 @@ impl<'a> File<'a> {
         let expected = says.saturating_add_signed(self.moved as isize).max(self.taken);
         let place = match old.is_empty() {
             true => Some(expected).filter(|place| *place <= self.lines.len()),
-            false => self.find(&old, expected),
+            false => self.find(&old, expected, stop)?,
         };
         let Some(place) = place else {
-            return Err(self.differs(lines, &old, expected));
+            return Ok(Err(self.differs(lines, &old, expected)));
         };
         self.lines[self.taken..place].iter().for_each(|l| self.content.extend_from_slice(l));
         for line in lines.iter().filter(|line| line.kind != LineKind::Removed) {
@@ -115,22 +123,47 @@ impl<'a> File<'a> {
         }
         self.taken = place + old.len();
         self.moved = place as i64 - says as i64;
-        Ok(self.moved)
+        Ok(Ok(self.moved))
     }
 
-    /// The nearest place where all of these lines stand, not before what was taken.
-    fn find(&self, old: &[&str], expected: usize) -> Option<usize> {
-        let fits = |place: &usize| {
-            let lines = self.lines.get(*place..*place + old.len());
-            *place >= self.taken
-                && lines.is_some_and(|lines| {
-                    lines.iter().zip(old).all(|(line, old)| *line == old.as_bytes())
-                })
+    /// The nearest place where all of these lines stand, not before what was taken; of two equally near
+    /// the later one.
+    ///
+    /// It takes time for the lines that are looked at and for the hunk's, not for their product (Knuth,
+    /// Morris and Pratt's search), so that no patch keeps a thread busy for long.
+    fn find(
+        &self,
+        old: &[&str],
+        expected: usize,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<usize>, WorkspaceError> {
+        let stands = |line: &&[u8], old: &&str| *line == old.as_bytes();
+        let there = self.lines.get(expected..expected + old.len());
+        if there.is_some_and(|lines| lines.iter().zip(old).all(|(line, old)| stands(line, old))) {
+            return Ok(Some(expected));
+        }
+        let from = expected.saturating_sub(HUNK_OFFSET_LINES_MAX).max(self.taken);
+        let to = (expected + HUNK_OFFSET_LINES_MAX + old.len()).min(self.lines.len());
+        let Some(lines) = self.lines.get(from..to).filter(|lines| lines.len() >= old.len()) else {
+            return Ok(None);
         };
-        (0..=HUNK_OFFSET_LINES_MAX).find_map(|distance| {
-            let behind = Some(expected + distance).filter(fits);
-            behind.or_else(|| expected.checked_sub(distance).filter(fits))
-        })
+        let borders = borders(old, stop)?;
+        let (mut nearest, mut matched) = (None, 0);
+        for (index, line) in lines.iter().enumerate() {
+            look(index, stop)?;
+            while matched > 0 && (matched == old.len() || !stands(line, &old[matched])) {
+                matched = borders[matched - 1];
+            }
+            matched += usize::from(stands(line, &old[matched]));
+            if matched == old.len() {
+                let place = from + index + 1 - matched;
+                let is_nearer = |near: usize| place.abs_diff(expected) <= expected.abs_diff(near);
+                if nearest.is_none_or(is_nearer) {
+                    nearest = Some(place);
+                }
+            }
+        }
+        Ok(nearest)
     }
 
     /// Compares with the place at which a hunk was expected.
@@ -155,6 +188,30 @@ impl<'a> File<'a> {
     }
 }
 
+/// For each line: how many of the lines up to it are also the first ones, at most all but one.
+fn borders(lines: &[&str], stop: &dyn Fn() -> bool) -> Result<Vec<usize>, WorkspaceError> {
+    let mut borders = vec![0; lines.len()];
+    let mut matched = 0;
+    for index in 1..lines.len() {
+        look(index, stop)?;
+        while matched > 0 && lines[index] != lines[matched] {
+            matched = borders[matched - 1];
+        }
+        matched += usize::from(lines[index] == lines[matched]);
+        borders[index] = matched;
+    }
+    Ok(borders)
+}
+
+/// Ends the work, when it is to stop, at one line of some thousands.
+fn look(line: usize, stop: &dyn Fn() -> bool) -> Result<(), WorkspaceError> {
+    const LINES: usize = 4096;
+    match line % LINES == LINES - 1 && stop() {
+        true => Err(WorkspaceError::Cancelled),
+        false => Ok(()),
+    }
+}
+
 /// A line for an error: without its ending, unless the endings alone differ, and not too long.
 fn readable(line: &[u8]) -> String {
     const CHARS_MAX: usize = 120;
@@ -175,7 +232,14 @@ mod tests {
 
     fn patched(content: &[u8], hunks: &str) -> Result<Applied, Box<HunkFailure>> {
         let text = format!("--- a/x\n+++ b/x\n{hunks}");
-        apply("x", content, &parse(&text, None).unwrap()[0].hunks)
+        applied_to(content, &parse(&text, None).unwrap()[0].hunks)
+    }
+
+    fn applied_to(content: &[u8], hunks: &[Hunk<'_>]) -> Result<Applied, Box<HunkFailure>> {
+        apply("x", content, hunks, &|| false).map_err(|error| match error {
+            WorkspaceError::HunkFailed(failure) => failure,
+            other => panic!("{other}"),
+        })
     }
 
     fn numbered(lines: std::ops::Range<usize>) -> String {
@@ -211,6 +275,38 @@ mod tests {
     }
 
     #[test]
+    fn long_hunk_of_equal_lines_takes_time_for_its_lines_and_stops_when_told() {
+        let (file, lines) = ("x\n".repeat(2_000_000), 1_000_000);
+        let hunk =
+            format!("@@ -5000,{0} +5000,{lines} @@\n{1}-y\n", lines + 1, " x\n".repeat(lines));
+        let begun = std::time::Instant::now();
+        let failure = patched(file.as_bytes(), &hunk).unwrap_err();
+        assert_eq!((failure.line, failure.expected.as_str()), (5000 + lines, "y"));
+        assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+
+        let text = format!("--- a/x\n+++ b/x\n{hunk}");
+        let hunks = &parse(&text, None).unwrap()[0].hunks;
+        let looks = std::cell::Cell::new(0);
+        let stop = || looks.replace(looks.get() + 1) == 10;
+        let stopped = apply("x", file.as_bytes(), hunks, &stop).unwrap_err();
+        assert!(matches!(stopped, WorkspaceError::Cancelled), "{stopped}");
+        assert_eq!(looks.get(), 11);
+    }
+
+    #[test]
+    fn nearest_place_counts_and_of_two_equally_near_the_later_one() {
+        let hunk = "@@ -6,2 +6,2 @@\n a\n-a\n+b\n";
+        for (file, offset) in [
+            ("a\na\n-\n-\n-\n-\n-\n-\na\na\n", 3),
+            ("-\na\na\n-\n-\n-\n-\n-\n-\na\na\n", 4),
+            ("-\na\na\n-\n-\n-\n-\n-\n-\n-\na\na\n", -4),
+            ("-\n-\n-\na\na\na\n-\n-\n-\n-\n", -1),
+        ] {
+            assert_eq!(patched(file.as_bytes(), hunk).unwrap().offsets_lines, [offset], "{file:?}");
+        }
+    }
+
+    #[test]
     fn line_endings_of_the_file_are_kept() {
         let hunk = "@@ -1,2 +1,3 @@\n a\n-b\n+B\n+C\n";
         let applied = patched(b"a\r\nb\r\nc\r\n", hunk).unwrap();
@@ -221,8 +317,8 @@ mod tests {
         // The whole diff got them on its way.
         let sent = format!("--- a/x\n+++ b/x\n{hunk}").replace('\n', "\r\n");
         let hunks = &parse(&sent, None).unwrap()[0].hunks;
-        assert_eq!(apply("x", b"a\nb\n", hunks).unwrap().content, b"a\nB\nC\n");
-        assert_eq!(apply("x", b"a\r\nb\r\n", hunks).unwrap().content, b"a\r\nB\r\nC\r\n");
+        assert_eq!(applied_to(b"a\nb\n", hunks).unwrap().content, b"a\nB\nC\n");
+        assert_eq!(applied_to(b"a\r\nb\r\n", hunks).unwrap().content, b"a\r\nB\r\nC\r\n");
     }
 
     #[test]
@@ -263,7 +359,7 @@ mod tests {
             let diff = options.create_patch(&old, &new).to_string();
             prop_assume!(old != new);
             let files = parse(&diff, Some(0)).unwrap();
-            let applied = apply("x", old.as_bytes(), &files[0].hunks).unwrap();
+            let applied = applied_to(old.as_bytes(), &files[0].hunks).unwrap();
             prop_assert_eq!(String::from_utf8(applied.content).unwrap(), new, "{}", diff);
         }
 
@@ -272,7 +368,7 @@ mod tests {
         fn any_text_is_a_diff_or_is_refused(diff in "[-+ @\\\\a\n0-9,]{0,200}", file in text()) {
             let diff = format!("--- a\n+++ a\n@@ -1,2 +1,2 @@\n{diff}");
             if let Ok(files) = parse(&diff, None) {
-                let _ = apply("x", file.as_bytes(), &files[0].hunks);
+                let _ = applied_to(file.as_bytes(), &files[0].hunks);
             }
         }
     }

@@ -102,7 +102,9 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
             write_stream.clone().write_stream(call, items)
         })
         .route_raw(FS_APPLY_PATCH.0, FS_APPLY_PATCH.1, move |request: Request| {
-            patch.clone().answer(request, |workspace, asked, _, _| workspace.apply_patch(asked))
+            patch
+                .clone()
+                .answer(request, |workspace, asked, _, stop| workspace.apply_patch(asked, stop))
         })
         .route(FS_WATCH, move |_: Call, asked, changes| watch.clone().watch(asked, changes))
         .schema_of(Unary::<ListRequest, ListReply, Json>::new(FS_LIST.0, FS_LIST.1))

@@ -7,7 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use common::{Served, Tree};
 use lapwing::{CallError, Code, Status};
-use lapwing_engine::{ChangeKind, FS_APPLY_PATCH, HunkFailure, PatchReply, PatchRequest};
+use lapwing_engine::{
+    ChangeKind, FS_APPLY_PATCH, HunkFailure, PatchReply, PatchRequest, WorkspaceError,
+};
 
 async fn apply(served: &Served, patch: &str) -> Result<PatchReply, Status> {
     let request = PatchRequest { patch: patch.to_owned(), strip: None, dry_run: false };
@@ -213,9 +215,30 @@ async fn dry_run_says_what_would_be_and_changes_nothing() {
 }
 
 #[test]
+fn patch_that_is_given_up_before_its_first_file_changes_none() {
+    let tree = Tree::of(&[("src/x.rs", lines(1..=20).as_bytes())]);
+    let workspace = tree.workspace.clone().writable();
+    let request = PatchRequest { patch: TWO_HUNKS.into(), strip: None, dry_run: false };
+    let looks = std::cell::Cell::new(0);
+    let mut allowed = 0;
+    loop {
+        looks.set(0);
+        let stop = || looks.replace(looks.get() + 1) >= allowed;
+        match workspace.apply_patch(&request, &stop) {
+            Err(WorkspaceError::Cancelled) => {}
+            applied => break drop(applied.unwrap()),
+        }
+        assert_eq!(content(&tree)[0].1, lines(1..=20).as_bytes());
+        assert_eq!(content(&tree).len(), 1);
+        allowed += 1;
+    }
+    assert!(allowed > 5, "it looked {allowed} times");
+}
+
+#[test]
 fn patch_on_a_read_only_workspace_is_refused() {
     let tree = Tree::of(&[("src/x.rs", lines(1..=20).as_bytes())]);
     let request = PatchRequest { patch: TWO_HUNKS.into(), strip: None, dry_run: false };
-    let error = tree.workspace.apply_patch(&request).unwrap_err();
+    let error = tree.workspace.apply_patch(&request, &|| false).unwrap_err();
     assert!(error.to_string().contains("read-only"), "{error}");
 }
