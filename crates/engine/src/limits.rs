@@ -60,3 +60,6 @@ pub const WATCH_CHANGES_AHEAD: usize = 4096;
 
 /// The longest file that `fs.write.stream` takes, in bytes: it is put together in memory.
 pub const WRITE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The most bytes that all calls of `fs.write.stream` on one server hold together.
+pub const WRITE_STREAMS_BYTES_MAX: usize = 2 * WRITE_BYTES_MAX;

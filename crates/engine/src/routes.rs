@@ -11,12 +11,12 @@ use lapwing::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
 use crate::codecs::BytesThenJson;
 use crate::error::{ErrorClass, WorkspaceError};
-use crate::limits::WRITE_BYTES_MAX;
+use crate::limits::{WRITE_BYTES_MAX, WRITE_STREAMS_BYTES_MAX};
 use crate::read::Filled;
 use crate::streams::{OpenStreams, Turn};
 use crate::types::{
@@ -73,7 +73,8 @@ const READS_MAX: u32 = 8;
 pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
     let cores = available_parallelism().map_or(1, NonZero::get);
     let slots = Arc::new(Semaphore::new(cores * BLOCKING_PER_CORE));
-    let rooms = Rooms { workspace, slots, streams: Arc::default() };
+    let uploads = Arc::new(Semaphore::new(WRITE_STREAMS_BYTES_MAX));
+    let rooms = Rooms { workspace, slots, streams: Arc::default(), uploads };
     let (list, read, search) = (rooms.clone(), rooms.clone(), rooms.clone());
     let (list_stream, search_stream, watch) = (rooms.clone(), rooms.clone(), rooms.clone());
     let (read_raw, write, write_stream) = (rooms.clone(), rooms.clone(), rooms.clone());
@@ -125,6 +126,8 @@ pub(crate) struct Rooms {
     /// waits for its reader.
     slots: Arc<Semaphore>,
     streams: Arc<OpenStreams>,
+    /// One permit for each byte that the calls of `fs.write.stream` may hold together.
+    uploads: Arc<Semaphore>,
 }
 
 /// The work of one method: the workspace, what is asked, the most bytes of the reply, and whether to
@@ -228,16 +231,38 @@ impl Rooms {
         call: Call,
         mut items: Source<Payload, BytesThenJson>,
     ) -> Result<WriteReply, Status> {
+        // Before anything is kept of what would be refused at the end.
+        self.workspace.must_be_writable()?;
         let asked = write_request(&call)?;
-        let mut content = Vec::new();
+        let (mut content, mut held) = (Vec::new(), None::<OwnedSemaphorePermit>);
         while let Some(item) = items.next().await? {
             if content.len() + item.len() > WRITE_BYTES_MAX {
                 let problem = format!("a file of more than {WRITE_BYTES_MAX} bytes is not written");
                 return Err(Status::resource_exhausted(problem));
             }
+            let more = self.upload_room(item.len())?;
+            match &mut held {
+                Some(held) => held.merge(more),
+                None => held = Some(more),
+            }
             content.extend_from_slice(&item);
         }
-        self.block(move |workspace, _| Ok(workspace.write(&asked, &content)?)).await
+        self.block(move |workspace, _| {
+            let _held = held;
+            Ok(workspace.write(&asked, &content)?)
+        })
+        .await
+    }
+
+    /// Room for so many bytes of a file that comes in items.
+    fn upload_room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        Arc::clone(&self.uploads).try_acquire_many_owned(bytes).map_err(|_| {
+            Status::resource_exhausted(format!(
+                "files that are sent in items hold {WRITE_STREAMS_BYTES_MAX} bytes together until \
+                 they are written: send this one again when others are done"
+            ))
+        })
     }
 
     /// Runs work that may block, when it is its turn. The work is told to stop when nobody waits for it
@@ -343,7 +368,8 @@ mod tests {
 
     fn rooms(folder: &std::path::Path) -> Rooms {
         let workspace = Workspace::open(folder).unwrap();
-        Rooms { workspace, slots: Arc::new(Semaphore::new(1)), streams: Arc::default() }
+        let slots = Arc::new(Semaphore::new(1));
+        Rooms { workspace, slots, streams: Arc::default(), uploads: Arc::new(Semaphore::new(0)) }
     }
 
     fn request() -> Request {

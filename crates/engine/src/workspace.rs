@@ -91,9 +91,13 @@ impl Workspace {
 
     /// Waits for other calls that write; refused where the workspace is read-only.
     pub(crate) fn begin_writing(&self) -> Result<MutexGuard<'_, ()>, WorkspaceError> {
-        let writing = self.writing.as_ref().ok_or(WorkspaceError::ReadOnly)?;
         // It guards no memory, so a panic of another call leaves nothing half done.
-        Ok(writing.lock().unwrap_or_else(PoisonError::into_inner))
+        Ok(self.must_be_writable()?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Refuses where the workspace is read-only.
+    pub(crate) fn must_be_writable(&self) -> Result<&Mutex<()>, WorkspaceError> {
+        self.writing.as_deref().ok_or(WorkspaceError::ReadOnly)
     }
 
     pub(crate) fn global_ignore(&self) -> &Gitignore {

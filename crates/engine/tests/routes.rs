@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::Tree;
-use lapwing::{CallError, Code, IpcClient, IpcServer};
+use lapwing::{CallError, Code, IpcClient, IpcServer, Payload};
 use lapwing_engine::{
     FS_APPLY_PATCH, FS_LIST, FS_LIST_STREAM, FS_READ, FS_READ_RAW, FS_SEARCH, FS_SEARCH_STREAM,
     FS_WATCH, FS_WRITE, FS_WRITE_STREAM, ListReply, ListRequest, ReadReply,
-    STREAMS_PER_CONNECTION_MAX, SearchReply, SearchRequest, add_routes,
+    STREAMS_PER_CONNECTION_MAX, SearchReply, SearchRequest, WriteRequest, add_routes,
 };
 use serde_json::{Value, json};
 
@@ -224,6 +224,26 @@ async fn streams_bring_what_the_pages_bring() {
     let error = matches.next().await.unwrap().unwrap_err();
     assert!(matches!(&error, CallError::Status(status) if status.code == Code::InvalidArgument));
     assert!(matches.next().await.is_none());
+}
+
+#[tokio::test]
+async fn write_in_items_on_a_read_only_server_is_refused_before_its_content() {
+    let served = Served::of(&[]).await;
+    let options = WriteRequest::path("f").options();
+    let mut upload = served.client.upload(FS_WRITE_STREAM, &options).await.unwrap();
+    let item = Payload::from(vec![7; 1 << 20]);
+    let mut sent = 0;
+    while sent < 60 && upload.send(&item).await.is_ok() {
+        sent += 1;
+    }
+    assert!(sent < 20, "{sent} MiB were taken");
+    match upload.finish().await {
+        Err(CallError::Status(status)) => {
+            assert_eq!(status.code, Code::PermissionDenied);
+            assert!(status.message.contains("--writable"), "{}", status.message);
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]
