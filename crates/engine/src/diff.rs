@@ -151,6 +151,18 @@ impl<'a> Parser<'a> {
             return Err(bad(number, problem));
         }
         if let Some(header) = git {
+            if let Some(mode) = git_mode(line).filter(|mode| !mode.starts_with("100")) {
+                let what = match mode {
+                    "120000" => "a symbolic link",
+                    "160000" => "a submodule",
+                    _ => "no regular file",
+                };
+                let problem = format!(
+                    "is of {what} (git's mode {mode}), and only regular files are patched: leave \
+                     that part out"
+                );
+                return Err(bad(number, problem));
+            }
             if let Some(mode) = line.strip_prefix("new file mode ") {
                 header.is_new = true;
                 header.is_executable = mode.trim_end() == "100755";
@@ -270,6 +282,14 @@ impl<'a> Parser<'a> {
     }
 }
 
+/// The mode that a line of git's header gives a file: of a file that is made or removed, or behind the
+/// hashes of its content.
+fn git_mode(line: &str) -> Option<&str> {
+    let line = line.trim_end();
+    let mode = ["new file mode ", "deleted file mode "].iter().find_map(|w| line.strip_prefix(w));
+    mode.or_else(|| line.strip_prefix("index ")?.split_once(' ').map(|(_, mode)| mode))
+}
+
 /// A line of a file. The last line of a diff may have lost its ending, which says nothing of the file.
 fn whole_line(text: &str, is_crlf: bool) -> Cow<'_, str> {
     match text.strip_suffix("\r\n") {
@@ -379,6 +399,13 @@ mod tests {
     #[test]
     fn malformed_diffs_are_refused_with_their_line() {
         let head = "--- a/x\n+++ b/x\n";
+        let of_mode = |mode: &str| {
+            format!(
+                "diff --git a/x b/x\nnew file mode {mode}\nindex 1..2\n--- /dev/null\n+++ b/x\n\
+                 @@ -0,0 +1 @@\n+target\n\\ No newline at end of file\n"
+            )
+        };
+        assert!(parse(&of_mode("100644"), None).is_ok());
         for (text, line, part) in [
             (String::new(), 1, "no unified diff"),
             ("just text\n".into(), 1, "no unified diff"),
@@ -393,6 +420,11 @@ mod tests {
             (format!("{head}@@ -1 +1 @@\n-a\n+b\nsome text\n"), 6, "neither"),
             ("--- a/x\n+++ b/y\n@@ -1 +1 @@\n-a\n+b\n".into(), 1, "rename"),
             ("--- /dev/null\n+++ /dev/null\n@@ -1 +1 @@\n-a\n+b\n".into(), 1, "no file"),
+            (of_mode("120000"), 2, "a symbolic link"),
+            (of_mode("160000"), 2, "a submodule"),
+            (of_mode("100644").replace("1..2", "1..2 120000"), 3, "a symbolic link"),
+            (of_mode("100644").replace("1..2", "1..2 160000"), 3, "a submodule"),
+            (of_mode("120000").replace("new file", "deleted file"), 2, "a symbolic link"),
             ("diff --git a/x b/y\nrename from x\nrename to y\n".into(), 2, "rename"),
         ] {
             let (found, problem) = refused(&text);

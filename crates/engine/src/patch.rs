@@ -24,7 +24,7 @@ impl Workspace {
     /// A hunk is looked for up to [`HUNK_OFFSET_LINES_MAX`](crate::HUNK_OFFSET_LINES_MAX) lines away from
     /// where it says it belongs, and fits only where all its context and all that it removes stands.
     /// `/dev/null` makes or removes a file; directories are made on the way, and never removed.
-    /// Renames, copies, changes of mode and binary files are refused.
+    /// Renames, copies, changes of mode, binary files, symbolic links and submodules are refused.
     ///
     /// `stop` is asked before each file and hunk, and while a hunk is looked for; once it returns true the
     /// call ends with [`Cancelled`](WorkspaceError::Cancelled), unless the first file is changed already.
