@@ -20,8 +20,8 @@ pub(crate) struct Applied {
 /// first where it says, moved by as much as the one before it was, and then ever farther away. Nothing of
 /// the context is ever left out.
 ///
-/// Where the file ends all its lines with `\r\n`, and the diff looks for lines that end otherwise, so that it
-/// cannot fit, it is taken to have lost the file's line endings: it gets them, and so does what it adds.
+/// Where the file ends all its lines with `\r\n`, and the diff has lost that, it gets them, and so does what
+/// it adds: see [`has_lost_crlf`].
 ///
 /// `stop` is asked for each hunk, and every few thousand lines while it is looked for.
 pub(crate) fn apply(
@@ -33,12 +33,9 @@ pub(crate) fn apply(
     let lines: Vec<&[u8]> = content.split_inclusive(|byte| *byte == b'\n').collect();
     let is_crlf = lines.iter().any(|line| line.ends_with(b"\n"))
         && lines.iter().all(|line| line.ends_with(b"\r\n") || !line.ends_with(b"\n"));
-    let has_lost_crlf = is_crlf
-        && hunks.iter().flat_map(|hunk| &hunk.lines).any(|line| {
-            let ends = line.text.ends_with('\n') && !line.text.ends_with("\r\n");
-            ends && line.kind != LineKind::Added
-        });
-    let mut file = File { lines, taken: 0, moved: 0, content: Vec::new() };
+    let has_lost_crlf = is_crlf && has_lost_crlf(hunks);
+    let ending = if is_crlf { "\r\n" } else { "\n" };
+    let mut file = File { lines, ending, taken: 0, moved: 0, content: Vec::new() };
     let mut offsets_lines = Vec::new();
     for (index, hunk) in hunks.iter().enumerate() {
         let wanted: Vec<HunkLine<'_>> = match has_lost_crlf {
@@ -49,8 +46,14 @@ pub(crate) fn apply(
         offsets_lines.push(found.map_err(|differs| {
             let Differs { line, expected, found } = differs;
             let (hunk, patch_line) = (index + 1, hunk.line);
-            let (path, expected) = (path.to_owned(), readable(expected.as_bytes()));
-            let found = found.map(readable);
+            let (path, expected) = (path.to_owned(), expected.as_bytes());
+            let bare = |line: &'_ [u8]| line.strip_suffix(b"\n").unwrap_or(line).to_vec();
+            let newline_differs = found.is_some_and(|found| bare(found) == bare(expected));
+            let shown = |line: &[u8]| match newline_differs && line.ends_with(b"\n") {
+                true => readable(line) + "\n",
+                false => readable(line),
+            };
+            let (expected, found) = (shown(expected), found.map(shown));
             let failure = HunkFailure { path, hunk, patch_line, line, expected, found };
             WorkspaceError::HunkFailed(Box::new(failure))
         })?);
@@ -58,6 +61,18 @@ pub(crate) fn apply(
     let File { lines, taken, mut content, .. } = file;
     lines[taken..].iter().for_each(|line| content.extend_from_slice(line));
     Ok(Applied { content, offsets_lines })
+}
+
+/// Whether a diff of a file whose lines all end with `\r\n` was given other endings on its way. If it looks
+/// for lines that end otherwise, it could not fit. If it looks for none that end at all, what it adds tells.
+fn has_lost_crlf(hunks: &[Hunk<'_>]) -> bool {
+    let lines = || hunks.iter().flat_map(|hunk| &hunk.lines).filter(|l| l.text.ends_with('\n'));
+    let is_crlf = |line: &HunkLine<'_>| line.text.ends_with("\r\n");
+    let mut old = lines().filter(|line| line.kind != LineKind::Added).peekable();
+    match old.peek() {
+        Some(_) => !old.all(is_crlf),
+        None => !lines().any(is_crlf),
+    }
 }
 
 fn with_crlf<'a>(line: &HunkLine<'a>) -> HunkLine<'a> {
@@ -71,6 +86,7 @@ fn with_crlf<'a>(line: &HunkLine<'a>) -> HunkLine<'a> {
 /// A file of which a part was rewritten.
 struct File<'a> {
     lines: Vec<&'a [u8]>,
+    ending: &'static str,
     /// Lines up to here are in `content`, changed or not.
     taken: usize,
     /// How far from where it said the last hunk was found.
@@ -117,7 +133,7 @@ impl<'a> File<'a> {
         for line in lines.iter().filter(|line| line.kind != LineKind::Removed) {
             // A line that was the file's last may get company behind it.
             if self.content.last().is_some_and(|last| *last != b'\n') {
-                self.content.push(b'\n');
+                self.content.extend_from_slice(self.ending.as_bytes());
             }
             self.content.extend_from_slice(line.text.as_bytes());
         }
@@ -328,10 +344,36 @@ mod tests {
         assert_eq!(patched(b"a\nb", &kept).unwrap().content, b"A\nb");
         let failure = patched(b"a\nb\n", &kept).unwrap_err();
         assert_eq!(failure.line, 2, "the file ends with a newline, and the patch says not");
+        assert_eq!((failure.expected.as_str(), failure.found.as_deref()), ("b", Some("b\n")));
+        let sentence = failure.to_string();
+        assert!(sentence.ends_with("should be \"b\" without a newline, and has one"), "{sentence}");
+        let failure = patched(b"a\nb", "@@ -1,2 +1,2 @@\n-a\n+A\n b\n").unwrap_err();
+        let sentence = failure.to_string();
+        assert!(sentence.ends_with("should be \"b\" with a newline, and has none"), "{sentence}");
         let made = format!("@@ -1 +1 @@\n-a\n{none}+a\n");
         assert_eq!(patched(b"a", &made).unwrap().content, b"a\n");
         let removed = format!("@@ -1 +1 @@\n-a\n+a\n{none}");
         assert_eq!(patched(b"a\n", &removed).unwrap().content, b"a");
+    }
+
+    #[test]
+    fn carriage_return_of_the_last_line_is_kept() {
+        let none = "\\ No newline at end of file\n";
+        let added = format!("@@ -1 +1,2 @@\n a\n+b\r\n{none}");
+        assert_eq!(patched(b"a\n", &added).unwrap().content, b"a\nb\r");
+        let context = format!("@@ -1,2 +1,2 @@\n-a\n+A\n b\r\n{none}");
+        assert_eq!(patched(b"a\nb\r", &context).unwrap().content, b"A\nb\r");
+    }
+
+    #[test]
+    fn line_endings_of_the_file_are_kept_where_a_hunk_looks_for_none() {
+        let insert = "@@ -1,0 +2 @@\n+new\n";
+        assert_eq!(patched(b"a\r\nb\r\n", insert).unwrap().content, b"a\r\nnew\r\nb\r\n");
+        assert_eq!(patched(b"a\nb\n", insert).unwrap().content, b"a\nnew\nb\n");
+        let behind = "@@ -2,0 +3 @@\n+new\n";
+        assert_eq!(patched(b"a\r\nb", behind).unwrap().content, b"a\r\nb\r\nnew\r\n");
+        let last = "@@ -2 +2,2 @@\n-b\n\\ No newline at end of file\n+b\n+new\n";
+        assert_eq!(patched(b"a\r\nb", last).unwrap().content, b"a\r\nb\r\nnew\r\n");
     }
 
     fn text() -> impl Strategy<Value = String> {
@@ -340,7 +382,7 @@ mod tests {
         let lines = prop::collection::vec((line, ending), 0..40);
         (lines, any::<bool>()).prop_map(|(lines, ends)| {
             let text: String = lines.iter().flat_map(|(line, end)| [line, *end]).collect();
-            if ends { text } else { text.trim_end_matches(['\r', '\n']).to_owned() }
+            if ends { text } else { text.strip_suffix('\n').unwrap_or(&text).to_owned() }
         })
     }
 
@@ -359,6 +401,9 @@ mod tests {
             let diff = options.create_patch(&old, &new).to_string();
             prop_assume!(old != new);
             let files = parse(&diff, Some(0)).unwrap();
+            // Without a line to look for, a diff that adds other endings to such a file has lost them.
+            let is_crlf = old.contains('\n') && !old.replace("\r\n", "").contains('\n');
+            prop_assume!(!(is_crlf && has_lost_crlf(&files[0].hunks)));
             let applied = applied_to(old.as_bytes(), &files[0].hunks).unwrap();
             prop_assert_eq!(String::from_utf8(applied.content).unwrap(), new, "{}", diff);
         }

@@ -93,6 +93,10 @@ impl Workspace {
                     ),
                 });
             }
+            if diff.new.is_none() && self.is_symlink(path.as_path()) {
+                // The link would lead nowhere afterwards.
+                return Err(WorkspaceError::RemovesLink { path: path.text().to_owned() });
+            }
             old = Some((place.read()?, place));
         } else if self.has(path.as_path()) {
             return Err(WorkspaceError::Exists { path: path.text().to_owned() });

@@ -150,6 +150,11 @@ impl Workspace {
         metadata.is_file().then(|| metadata.len())
     }
 
+    /// Whether the last name of a path is a symlink.
+    pub(crate) fn is_symlink(&self, path: &Path) -> bool {
+        self.root.symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink())
+    }
+
     /// Whether anything has this name, be it a dangling symlink.
     pub(crate) fn has(&self, path: &Path) -> bool {
         self.root.symlink_metadata(path).is_ok()

@@ -135,6 +135,7 @@ async fn patch_that_does_not_go_with_what_is_there_has_the_code_of_its_reason() 
     let outside = Tree::of(&[("f", b"1\n")]);
     let served = Served::of(&[("f", b"1\n2\n"), ("d/", b"")]).await;
     served.tree.symlink(outside.path().join("f"), "out");
+    served.tree.symlink("f", "link");
     let hunk = "@@ -1 +1 @@\n-1\n+2\n";
     let make = "@@ -0,0 +1 @@\n+2\n";
     for (patch, code, part) in [
@@ -144,6 +145,11 @@ async fn patch_that_does_not_go_with_what_is_there_has_the_code_of_its_reason() 
         (format!("--- a/../f\n+++ b/../f\n{hunk}"), Code::PermissionDenied, "outside"),
         (format!("--- /dev/null\n+++ b/f\n{make}"), Code::AlreadyExists, "\"f\""),
         (format!("--- /dev/null\n+++ b/out\n{make}"), Code::AlreadyExists, "\"out\""),
+        (
+            "--- a/link\n+++ /dev/null\n@@ -1,2 +0,0 @@\n-1\n-2\n".into(),
+            Code::FailedPrecondition,
+            "symbolic link",
+        ),
         (
             "--- a/f\n+++ /dev/null\n@@ -1 +0,0 @@\n-1\n".into(),
             Code::FailedPrecondition,
@@ -162,7 +168,7 @@ async fn patch_that_does_not_go_with_what_is_there_has_the_code_of_its_reason() 
     }
     assert_eq!(fs::read(served.tree.path().join("f")).unwrap(), b"1\n2\n");
     assert_eq!(fs::read(outside.path().join("f")).unwrap(), b"1\n");
-    assert_eq!(served.names().len(), 3);
+    assert_eq!(served.names().len(), 4);
 }
 
 #[tokio::test]
