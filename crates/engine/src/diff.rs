@@ -53,10 +53,12 @@ pub(crate) enum LineKind {
 pub(crate) fn parse(text: &str, strip: Option<u32>) -> Result<Vec<FileDiff<'_>>, WorkspaceError> {
     let mut parser = Parser { lines: text.split_inclusive('\n').collect(), at: 0, strip };
     let mut files = Vec::new();
-    let mut git = None;
+    let mut git: Option<GitHeader<'_>> = None;
     while let Some(line) = parser.peek() {
         if let Some(names) = line.strip_prefix("diff --git ") {
-            files.extend(git.take().and_then(GitHeader::without_content));
+            if let Some(header) = git.take() {
+                files.extend(header.without_content(strip)?);
+            }
             git = Some(GitHeader::new(parser.at + 1, names.trim_end()));
             parser.at += 1;
         } else if line.starts_with("--- ") && parser.next_begins("+++ ") {
@@ -66,7 +68,9 @@ pub(crate) fn parse(text: &str, strip: Option<u32>) -> Result<Vec<FileDiff<'_>>,
             parser.between(line, git.as_mut(), files.is_empty())?;
         }
     }
-    files.extend(git.take().and_then(GitHeader::without_content));
+    if let Some(header) = git.take() {
+        files.extend(header.without_content(strip)?);
+    }
     if files.is_empty() {
         return Err(bad(1, "begins no unified diff: a file needs `--- ` and `+++ ` lines"));
     }
@@ -80,32 +84,39 @@ struct Parser<'a> {
 }
 
 /// What git says of a file before its content.
-struct GitHeader {
+struct GitHeader<'a> {
     line: usize,
-    name: Option<String>,
+    /// Both names, if they are equally long: only then is it clear where the second begins.
+    names: Option<(&'a str, &'a str)>,
     is_executable: bool,
     is_new: bool,
     is_deleted: bool,
 }
 
-impl GitHeader {
-    /// The names are told from each other only when they are equal.
-    fn new(line: usize, names: &str) -> GitHeader {
+impl<'a> GitHeader<'a> {
+    fn new(line: usize, names: &'a str) -> GitHeader<'a> {
         let half = names.len().saturating_sub(1) / 2;
-        let name = names.get(..half).zip(names.get(half + 1..));
-        let name = name.and_then(|(old, new)| {
-            let (old, new) = (old.strip_prefix("a/")?, new.strip_prefix("b/")?);
-            (old == new).then(|| old.to_owned())
-        });
-        GitHeader { line, name, is_executable: false, is_new: false, is_deleted: false }
+        let names = names.get(..half).zip(names.get(half..).and_then(|new| new.strip_prefix(' ')));
+        GitHeader { line, names, is_executable: false, is_new: false, is_deleted: false }
     }
 
     /// A file that is made or removed empty has no hunks, and no lines with its names.
-    fn without_content<'a>(self) -> Option<FileDiff<'a>> {
-        let name = self.name.filter(|_| self.is_new || self.is_deleted)?;
-        let (old, new) = if self.is_new { (None, Some(name)) } else { (Some(name), None) };
+    fn without_content(self, strip: Option<u32>) -> Result<Option<FileDiff<'a>>, WorkspaceError> {
+        let line = self.line;
+        if !self.is_new && !self.is_deleted {
+            return Ok(None);
+        }
+        let unclear = || bad(line, "makes or removes an empty file, whose name is not clear");
+        let (old, new) = self.names.ok_or_else(unclear)?;
+        let (old, new) = (header_path(old, line)?, header_path(new, line)?);
+        let strip = strip.unwrap_or_else(|| names_before(&old, &new));
+        let name = old.map(|path| stripped(&path, strip, line)).transpose()?;
+        if name != new.map(|path| stripped(&path, strip, line)).transpose()? {
+            return Err(unclear());
+        }
+        let (old, new) = if self.is_new { (None, name) } else { (name, None) };
         let hunks = Vec::new();
-        Some(FileDiff { old, new, hunks, is_executable: self.is_executable, line: self.line })
+        Ok(Some(FileDiff { old, new, hunks, is_executable: self.is_executable, line }))
     }
 }
 
@@ -122,7 +133,7 @@ impl<'a> Parser<'a> {
     fn between(
         &mut self,
         line: &str,
-        git: Option<&mut GitHeader>,
+        git: Option<&mut GitHeader<'a>>,
         is_first: bool,
     ) -> Result<(), WorkspaceError> {
         const HARMLESS: [&str; 6] = ["diff ", "index ", "Index: ", "====", "Only in ", "-- "];
@@ -151,6 +162,18 @@ impl<'a> Parser<'a> {
             return Err(bad(number, problem));
         }
         if let Some(header) = git {
+            if let Some(mode) = git_mode(line).filter(|mode| !mode.starts_with("100")) {
+                let what = match mode {
+                    "120000" => "a symbolic link",
+                    "160000" => "a submodule",
+                    _ => "no regular file",
+                };
+                let problem = format!(
+                    "is of {what} (git's mode {mode}), and only regular files are patched: leave \
+                     that part out"
+                );
+                return Err(bad(number, problem));
+            }
             if let Some(mode) = line.strip_prefix("new file mode ") {
                 header.is_new = true;
                 header.is_executable = mode.trim_end() == "100755";
@@ -178,11 +201,7 @@ impl<'a> Parser<'a> {
         let is_crlf = self.lines[self.at].ends_with("\r\n");
         let old = header_path(&self.lines[self.at][4..], line)?;
         let new = header_path(&self.lines[self.at + 1][4..], line + 1)?;
-        let is_git = |path: &Option<String>, prefix| {
-            path.as_ref().is_none_or(|path| path.starts_with(prefix))
-        };
-        let by_itself = u32::from(is_git(&old, "a/") && is_git(&new, "b/"));
-        let strip = self.strip.unwrap_or(by_itself);
+        let strip = self.strip.unwrap_or_else(|| names_before(&old, &new));
         let old = old.map(|path| stripped(&path, strip, line)).transpose()?;
         let new = new.map(|path| stripped(&path, strip, line + 1)).transpose()?;
         match (&old, &new) {
@@ -263,11 +282,21 @@ impl<'a> Parser<'a> {
         let Some(last) = lines.last_mut() else {
             return false;
         };
-        let text = last.text.trim_end_matches('\n');
-        last.text = Cow::Owned(text.trim_end_matches('\r').to_owned());
+        // A `\r` before it is the file's own: where it is the diff's, `whole_line` took it away.
+        if let Some(text) = last.text.strip_suffix('\n') {
+            last.text = Cow::Owned(text.to_owned());
+        }
         self.at += 1;
         true
     }
+}
+
+/// The mode that a line of git's header gives a file: of a file that is made or removed, or behind the
+/// hashes of its content.
+fn git_mode(line: &str) -> Option<&str> {
+    let line = line.trim_end();
+    let mode = ["new file mode ", "deleted file mode "].iter().find_map(|w| line.strip_prefix(w));
+    mode.or_else(|| line.strip_prefix("index ")?.split_once(' ').map(|(_, mode)| mode))
 }
 
 /// A line of a file. The last line of a diff may have lost its ending, which says nothing of the file.
@@ -330,6 +359,13 @@ fn unquoted(quoted: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// How many names to take off where the request does not say: one if it is what git puts there.
+fn names_before(old: &Option<String>, new: &Option<String>) -> u32 {
+    let is_git =
+        |path: &Option<String>, prefix| path.as_ref().is_none_or(|path| path.starts_with(prefix));
+    u32::from(is_git(old, "a/") && is_git(new, "b/"))
+}
+
 fn stripped(path: &str, names: u32, line: usize) -> Result<String, WorkspaceError> {
     let mut rest = path;
     for _ in 0..names {
@@ -379,6 +415,13 @@ mod tests {
     #[test]
     fn malformed_diffs_are_refused_with_their_line() {
         let head = "--- a/x\n+++ b/x\n";
+        let of_mode = |mode: &str| {
+            format!(
+                "diff --git a/x b/x\nnew file mode {mode}\nindex 1..2\n--- /dev/null\n+++ b/x\n\
+                 @@ -0,0 +1 @@\n+target\n\\ No newline at end of file\n"
+            )
+        };
+        assert!(parse(&of_mode("100644"), None).is_ok());
         for (text, line, part) in [
             (String::new(), 1, "no unified diff"),
             ("just text\n".into(), 1, "no unified diff"),
@@ -393,6 +436,11 @@ mod tests {
             (format!("{head}@@ -1 +1 @@\n-a\n+b\nsome text\n"), 6, "neither"),
             ("--- a/x\n+++ b/y\n@@ -1 +1 @@\n-a\n+b\n".into(), 1, "rename"),
             ("--- /dev/null\n+++ /dev/null\n@@ -1 +1 @@\n-a\n+b\n".into(), 1, "no file"),
+            (of_mode("120000"), 2, "a symbolic link"),
+            (of_mode("160000"), 2, "a submodule"),
+            (of_mode("100644").replace("1..2", "1..2 120000"), 3, "a symbolic link"),
+            (of_mode("100644").replace("1..2", "1..2 160000"), 3, "a submodule"),
+            (of_mode("120000").replace("new file", "deleted file"), 2, "a symbolic link"),
             ("diff --git a/x b/y\nrename from x\nrename to y\n".into(), 2, "rename"),
         ] {
             let (found, problem) = refused(&text);
@@ -409,5 +457,17 @@ mod tests {
         assert_eq!((&files[0].old, files[0].new.as_deref()), (&None, Some("n")));
         assert!(files[0].is_executable);
         assert_eq!((files[1].old.as_deref(), &files[1].new), (Some("o"), &None));
+        for (names, strip, name) in [
+            ("a/d/n b/d/n", None, "d/n"),
+            ("a/d/n b/d/n", Some(2), "n"),
+            ("d/n d/n", None, "d/n"),
+            ("a/n a/n", Some(0), "a/n"),
+            ("\"a/caf\\303\\251\" \"b/caf\\303\\251\"", None, "café"),
+        ] {
+            let text = format!("diff --git {names}\nnew file mode 100644\nindex 000..e69\n");
+            assert_eq!(parse(&text, strip).unwrap()[0].new.as_deref(), Some(name), "{names}");
+        }
+        let (line, problem) = refused("diff --git a/n b/other\nnew file mode 100644\n");
+        assert!(line == 1 && problem.contains("not clear"), "{problem}");
     }
 }

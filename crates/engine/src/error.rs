@@ -155,6 +155,15 @@ pub enum WorkspaceError {
         /// The path, relative to the root.
         path: String,
     },
+    /// A patch removes what is a symlink. No file was changed.
+    #[error(
+        "the patch removes {path:?}, which is a symbolic link; no file was changed: name the file \
+         that it leads to"
+    )]
+    RemovesLink {
+        /// The path, relative to the root.
+        path: String,
+    },
     /// The machine has no watch left, or the workspace has as many as it may.
     #[error("{path:?} cannot be watched: {problem}")]
     NoWatch {
@@ -210,7 +219,8 @@ pub struct HunkFailure {
     pub patch_line: usize,
     /// The first line of the file that differs where the hunk says it belongs, from 1.
     pub line: usize,
-    /// What the patch says is there, without line ending, cut to a readable length.
+    /// What the patch says is there, without its newline unless the newlines alone differ, cut to a
+    /// readable length.
     pub expected: String,
     /// What is there, likewise; absent behind the end of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -220,14 +230,22 @@ pub struct HunkFailure {
 impl fmt::Display for HunkFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { path, hunk, patch_line, line, expected, found } = self;
+        let (bare, is_ended) = match expected.strip_suffix('\n') {
+            Some(bare) => (bare, true),
+            None => (expected.as_str(), false),
+        };
         write!(
             f,
             "hunk {hunk} of {path:?} (line {patch_line} of the patch) does not fit: line {line} of \
-             the file should be {expected:?} and "
+             the file should be {bare:?} "
         )?;
         match found {
-            Some(found) => write!(f, "is {found:?}"),
-            None => f.write_str("is behind the end of the file"),
+            Some(_) if is_ended => f.write_str("with a newline, and has none"),
+            Some(found) if found.strip_suffix('\n') == Some(bare) => {
+                f.write_str("without a newline, and has one")
+            }
+            Some(found) => write!(f, "and is {found:?}"),
+            None => f.write_str("and is behind the end of the file"),
         }
     }
 }
@@ -272,7 +290,8 @@ impl WorkspaceError {
             | Self::ReplyTooSmall { .. }
             | Self::DanglingLink { .. }
             | Self::HunkFailed(_)
-            | Self::NotEmptied { .. } => ErrorClass::FailedPrecondition,
+            | Self::NotEmptied { .. }
+            | Self::RemovesLink { .. } => ErrorClass::FailedPrecondition,
             Self::InvalidPath { .. }
             | Self::BadPattern { .. }
             | Self::BadCursor

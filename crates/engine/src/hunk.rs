@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::diff::{Hunk, HunkLine, LineKind};
-use crate::error::HunkFailure;
+use crate::error::{HunkFailure, WorkspaceError};
 use crate::limits::HUNK_OFFSET_LINES_MAX;
 
 /// The content of a file after a diff.
@@ -20,40 +20,59 @@ pub(crate) struct Applied {
 /// first where it says, moved by as much as the one before it was, and then ever farther away. Nothing of
 /// the context is ever left out.
 ///
-/// Where the file ends all its lines with `\r\n`, and the diff looks for lines that end otherwise, so that it
-/// cannot fit, it is taken to have lost the file's line endings: it gets them, and so does what it adds.
+/// Where the file ends all its lines with `\r\n`, and the diff has lost that, it gets them, and so does what
+/// it adds: see [`has_lost_crlf`].
+///
+/// `stop` is asked for each hunk, and every few thousand lines while it is looked for.
 pub(crate) fn apply(
     path: &str,
     content: &[u8],
     hunks: &[Hunk<'_>],
-) -> Result<Applied, Box<HunkFailure>> {
+    stop: &dyn Fn() -> bool,
+) -> Result<Applied, WorkspaceError> {
     let lines: Vec<&[u8]> = content.split_inclusive(|byte| *byte == b'\n').collect();
     let is_crlf = lines.iter().any(|line| line.ends_with(b"\n"))
         && lines.iter().all(|line| line.ends_with(b"\r\n") || !line.ends_with(b"\n"));
-    let has_lost_crlf = is_crlf
-        && hunks.iter().flat_map(|hunk| &hunk.lines).any(|line| {
-            let ends = line.text.ends_with('\n') && !line.text.ends_with("\r\n");
-            ends && line.kind != LineKind::Added
-        });
-    let mut file = File { lines, taken: 0, moved: 0, content: Vec::new() };
+    let has_lost_crlf = is_crlf && has_lost_crlf(hunks);
+    let ending = if is_crlf { "\r\n" } else { "\n" };
+    let mut file = File { lines, ending, taken: 0, moved: 0, content: Vec::new() };
     let mut offsets_lines = Vec::new();
     for (index, hunk) in hunks.iter().enumerate() {
         let wanted: Vec<HunkLine<'_>> = match has_lost_crlf {
             true => hunk.lines.iter().map(with_crlf).collect(),
             false => hunk.lines.clone(),
         };
-        let found = file.replace(hunk, &wanted);
+        let found = file.replace(hunk, &wanted, stop)?;
         offsets_lines.push(found.map_err(|differs| {
             let Differs { line, expected, found } = differs;
             let (hunk, patch_line) = (index + 1, hunk.line);
-            let (path, expected) = (path.to_owned(), readable(expected.as_bytes()));
-            let found = found.map(readable);
-            Box::new(HunkFailure { path, hunk, patch_line, line, expected, found })
+            let (path, expected) = (path.to_owned(), expected.as_bytes());
+            let bare = |line: &'_ [u8]| line.strip_suffix(b"\n").unwrap_or(line).to_vec();
+            let newline_differs = found.is_some_and(|found| bare(found) == bare(expected));
+            let shown = |line: &[u8]| match newline_differs && line.ends_with(b"\n") {
+                true => readable(line) + "\n",
+                false => readable(line),
+            };
+            let (expected, found) = (shown(expected), found.map(shown));
+            let failure = HunkFailure { path, hunk, patch_line, line, expected, found };
+            WorkspaceError::HunkFailed(Box::new(failure))
         })?);
     }
     let File { lines, taken, mut content, .. } = file;
     lines[taken..].iter().for_each(|line| content.extend_from_slice(line));
     Ok(Applied { content, offsets_lines })
+}
+
+/// Whether a diff of a file whose lines all end with `\r\n` was given other endings on its way. If it looks
+/// for lines that end otherwise, it could not fit. If it looks for none that end at all, what it adds tells.
+fn has_lost_crlf(hunks: &[Hunk<'_>]) -> bool {
+    let lines = || hunks.iter().flat_map(|hunk| &hunk.lines).filter(|l| l.text.ends_with('\n'));
+    let is_crlf = |line: &HunkLine<'_>| line.text.ends_with("\r\n");
+    let mut old = lines().filter(|line| line.kind != LineKind::Added).peekable();
+    match old.peek() {
+        Some(_) => !old.all(is_crlf),
+        None => !lines().any(is_crlf),
+    }
 }
 
 fn with_crlf<'a>(line: &HunkLine<'a>) -> HunkLine<'a> {
@@ -67,6 +86,7 @@ fn with_crlf<'a>(line: &HunkLine<'a>) -> HunkLine<'a> {
 /// A file of which a part was rewritten.
 struct File<'a> {
     lines: Vec<&'a [u8]>,
+    ending: &'static str,
     /// Lines up to here are in `content`, changed or not.
     taken: usize,
     /// How far from where it said the last hunk was found.
@@ -83,15 +103,19 @@ struct Differs<'a> {
 }
 
 impl<'a> File<'a> {
-    /// Replaces the lines of a hunk; how far from where it says they were.
+    /// Replaces the lines of a hunk; how far from where it says they were, or what differs there.
     fn replace<'b>(
         &mut self,
         hunk: &Hunk<'_>,
         lines: &'b [HunkLine<'_>],
-    ) -> Result<i64, Differs<'b>>
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Result<i64, Differs<'b>>, WorkspaceError>
     where
         'a: 'b,
     {
+        if stop() {
+            return Err(WorkspaceError::Cancelled);
+        }
         let old: Vec<&str> =
             lines.iter().filter(|l| l.kind != LineKind::Added).map(|l| &*l.text).collect();
         // Without old lines the header names the line behind which the new ones go.
@@ -100,37 +124,62 @@ impl<'a> File<'a> {
         let expected = says.saturating_add_signed(self.moved as isize).max(self.taken);
         let place = match old.is_empty() {
             true => Some(expected).filter(|place| *place <= self.lines.len()),
-            false => self.find(&old, expected),
+            false => self.find(&old, expected, stop)?,
         };
         let Some(place) = place else {
-            return Err(self.differs(lines, &old, expected));
+            return Ok(Err(self.differs(lines, &old, expected)));
         };
         self.lines[self.taken..place].iter().for_each(|l| self.content.extend_from_slice(l));
         for line in lines.iter().filter(|line| line.kind != LineKind::Removed) {
             // A line that was the file's last may get company behind it.
             if self.content.last().is_some_and(|last| *last != b'\n') {
-                self.content.push(b'\n');
+                self.content.extend_from_slice(self.ending.as_bytes());
             }
             self.content.extend_from_slice(line.text.as_bytes());
         }
         self.taken = place + old.len();
         self.moved = place as i64 - says as i64;
-        Ok(self.moved)
+        Ok(Ok(self.moved))
     }
 
-    /// The nearest place where all of these lines stand, not before what was taken.
-    fn find(&self, old: &[&str], expected: usize) -> Option<usize> {
-        let fits = |place: &usize| {
-            let lines = self.lines.get(*place..*place + old.len());
-            *place >= self.taken
-                && lines.is_some_and(|lines| {
-                    lines.iter().zip(old).all(|(line, old)| *line == old.as_bytes())
-                })
+    /// The nearest place where all of these lines stand, not before what was taken; of two equally near
+    /// the later one.
+    ///
+    /// It takes time for the lines that are looked at and for the hunk's, not for their product (Knuth,
+    /// Morris and Pratt's search), so that no patch keeps a thread busy for long.
+    fn find(
+        &self,
+        old: &[&str],
+        expected: usize,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<usize>, WorkspaceError> {
+        let stands = |line: &&[u8], old: &&str| *line == old.as_bytes();
+        let there = self.lines.get(expected..expected + old.len());
+        if there.is_some_and(|lines| lines.iter().zip(old).all(|(line, old)| stands(line, old))) {
+            return Ok(Some(expected));
+        }
+        let from = expected.saturating_sub(HUNK_OFFSET_LINES_MAX).max(self.taken);
+        let to = (expected + HUNK_OFFSET_LINES_MAX + old.len()).min(self.lines.len());
+        let Some(lines) = self.lines.get(from..to).filter(|lines| lines.len() >= old.len()) else {
+            return Ok(None);
         };
-        (0..=HUNK_OFFSET_LINES_MAX).find_map(|distance| {
-            let behind = Some(expected + distance).filter(fits);
-            behind.or_else(|| expected.checked_sub(distance).filter(fits))
-        })
+        let borders = borders(old, stop)?;
+        let (mut nearest, mut matched) = (None, 0);
+        for (index, line) in lines.iter().enumerate() {
+            look(index, stop)?;
+            while matched > 0 && (matched == old.len() || !stands(line, &old[matched])) {
+                matched = borders[matched - 1];
+            }
+            matched += usize::from(stands(line, &old[matched]));
+            if matched == old.len() {
+                let place = from + index + 1 - matched;
+                let is_nearer = |near: usize| place.abs_diff(expected) <= expected.abs_diff(near);
+                if nearest.is_none_or(is_nearer) {
+                    nearest = Some(place);
+                }
+            }
+        }
+        Ok(nearest)
     }
 
     /// Compares with the place at which a hunk was expected.
@@ -155,6 +204,30 @@ impl<'a> File<'a> {
     }
 }
 
+/// For each line: how many of the lines up to it are also the first ones, at most all but one.
+fn borders(lines: &[&str], stop: &dyn Fn() -> bool) -> Result<Vec<usize>, WorkspaceError> {
+    let mut borders = vec![0; lines.len()];
+    let mut matched = 0;
+    for index in 1..lines.len() {
+        look(index, stop)?;
+        while matched > 0 && lines[index] != lines[matched] {
+            matched = borders[matched - 1];
+        }
+        matched += usize::from(lines[index] == lines[matched]);
+        borders[index] = matched;
+    }
+    Ok(borders)
+}
+
+/// Ends the work, when it is to stop, at one line of some thousands.
+fn look(line: usize, stop: &dyn Fn() -> bool) -> Result<(), WorkspaceError> {
+    const LINES: usize = 4096;
+    match line % LINES == LINES - 1 && stop() {
+        true => Err(WorkspaceError::Cancelled),
+        false => Ok(()),
+    }
+}
+
 /// A line for an error: without its ending, unless the endings alone differ, and not too long.
 fn readable(line: &[u8]) -> String {
     const CHARS_MAX: usize = 120;
@@ -175,7 +248,14 @@ mod tests {
 
     fn patched(content: &[u8], hunks: &str) -> Result<Applied, Box<HunkFailure>> {
         let text = format!("--- a/x\n+++ b/x\n{hunks}");
-        apply("x", content, &parse(&text, None).unwrap()[0].hunks)
+        applied_to(content, &parse(&text, None).unwrap()[0].hunks)
+    }
+
+    fn applied_to(content: &[u8], hunks: &[Hunk<'_>]) -> Result<Applied, Box<HunkFailure>> {
+        apply("x", content, hunks, &|| false).map_err(|error| match error {
+            WorkspaceError::HunkFailed(failure) => failure,
+            other => panic!("{other}"),
+        })
     }
 
     fn numbered(lines: std::ops::Range<usize>) -> String {
@@ -211,6 +291,38 @@ mod tests {
     }
 
     #[test]
+    fn long_hunk_of_equal_lines_takes_time_for_its_lines_and_stops_when_told() {
+        let (file, lines) = ("x\n".repeat(2_000_000), 1_000_000);
+        let hunk =
+            format!("@@ -5000,{0} +5000,{lines} @@\n{1}-y\n", lines + 1, " x\n".repeat(lines));
+        let begun = std::time::Instant::now();
+        let failure = patched(file.as_bytes(), &hunk).unwrap_err();
+        assert_eq!((failure.line, failure.expected.as_str()), (5000 + lines, "y"));
+        assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+
+        let text = format!("--- a/x\n+++ b/x\n{hunk}");
+        let hunks = &parse(&text, None).unwrap()[0].hunks;
+        let looks = std::cell::Cell::new(0);
+        let stop = || looks.replace(looks.get() + 1) == 10;
+        let stopped = apply("x", file.as_bytes(), hunks, &stop).unwrap_err();
+        assert!(matches!(stopped, WorkspaceError::Cancelled), "{stopped}");
+        assert_eq!(looks.get(), 11);
+    }
+
+    #[test]
+    fn nearest_place_counts_and_of_two_equally_near_the_later_one() {
+        let hunk = "@@ -6,2 +6,2 @@\n a\n-a\n+b\n";
+        for (file, offset) in [
+            ("a\na\n-\n-\n-\n-\n-\n-\na\na\n", 3),
+            ("-\na\na\n-\n-\n-\n-\n-\n-\na\na\n", 4),
+            ("-\na\na\n-\n-\n-\n-\n-\n-\n-\na\na\n", -4),
+            ("-\n-\n-\na\na\na\n-\n-\n-\n-\n", -1),
+        ] {
+            assert_eq!(patched(file.as_bytes(), hunk).unwrap().offsets_lines, [offset], "{file:?}");
+        }
+    }
+
+    #[test]
     fn line_endings_of_the_file_are_kept() {
         let hunk = "@@ -1,2 +1,3 @@\n a\n-b\n+B\n+C\n";
         let applied = patched(b"a\r\nb\r\nc\r\n", hunk).unwrap();
@@ -221,8 +333,8 @@ mod tests {
         // The whole diff got them on its way.
         let sent = format!("--- a/x\n+++ b/x\n{hunk}").replace('\n', "\r\n");
         let hunks = &parse(&sent, None).unwrap()[0].hunks;
-        assert_eq!(apply("x", b"a\nb\n", hunks).unwrap().content, b"a\nB\nC\n");
-        assert_eq!(apply("x", b"a\r\nb\r\n", hunks).unwrap().content, b"a\r\nB\r\nC\r\n");
+        assert_eq!(applied_to(b"a\nb\n", hunks).unwrap().content, b"a\nB\nC\n");
+        assert_eq!(applied_to(b"a\r\nb\r\n", hunks).unwrap().content, b"a\r\nB\r\nC\r\n");
     }
 
     #[test]
@@ -232,10 +344,36 @@ mod tests {
         assert_eq!(patched(b"a\nb", &kept).unwrap().content, b"A\nb");
         let failure = patched(b"a\nb\n", &kept).unwrap_err();
         assert_eq!(failure.line, 2, "the file ends with a newline, and the patch says not");
+        assert_eq!((failure.expected.as_str(), failure.found.as_deref()), ("b", Some("b\n")));
+        let sentence = failure.to_string();
+        assert!(sentence.ends_with("should be \"b\" without a newline, and has one"), "{sentence}");
+        let failure = patched(b"a\nb", "@@ -1,2 +1,2 @@\n-a\n+A\n b\n").unwrap_err();
+        let sentence = failure.to_string();
+        assert!(sentence.ends_with("should be \"b\" with a newline, and has none"), "{sentence}");
         let made = format!("@@ -1 +1 @@\n-a\n{none}+a\n");
         assert_eq!(patched(b"a", &made).unwrap().content, b"a\n");
         let removed = format!("@@ -1 +1 @@\n-a\n+a\n{none}");
         assert_eq!(patched(b"a\n", &removed).unwrap().content, b"a");
+    }
+
+    #[test]
+    fn carriage_return_of_the_last_line_is_kept() {
+        let none = "\\ No newline at end of file\n";
+        let added = format!("@@ -1 +1,2 @@\n a\n+b\r\n{none}");
+        assert_eq!(patched(b"a\n", &added).unwrap().content, b"a\nb\r");
+        let context = format!("@@ -1,2 +1,2 @@\n-a\n+A\n b\r\n{none}");
+        assert_eq!(patched(b"a\nb\r", &context).unwrap().content, b"A\nb\r");
+    }
+
+    #[test]
+    fn line_endings_of_the_file_are_kept_where_a_hunk_looks_for_none() {
+        let insert = "@@ -1,0 +2 @@\n+new\n";
+        assert_eq!(patched(b"a\r\nb\r\n", insert).unwrap().content, b"a\r\nnew\r\nb\r\n");
+        assert_eq!(patched(b"a\nb\n", insert).unwrap().content, b"a\nnew\nb\n");
+        let behind = "@@ -2,0 +3 @@\n+new\n";
+        assert_eq!(patched(b"a\r\nb", behind).unwrap().content, b"a\r\nb\r\nnew\r\n");
+        let last = "@@ -2 +2,2 @@\n-b\n\\ No newline at end of file\n+b\n+new\n";
+        assert_eq!(patched(b"a\r\nb", last).unwrap().content, b"a\r\nb\r\nnew\r\n");
     }
 
     fn text() -> impl Strategy<Value = String> {
@@ -244,7 +382,7 @@ mod tests {
         let lines = prop::collection::vec((line, ending), 0..40);
         (lines, any::<bool>()).prop_map(|(lines, ends)| {
             let text: String = lines.iter().flat_map(|(line, end)| [line, *end]).collect();
-            if ends { text } else { text.trim_end_matches(['\r', '\n']).to_owned() }
+            if ends { text } else { text.strip_suffix('\n').unwrap_or(&text).to_owned() }
         })
     }
 
@@ -263,7 +401,10 @@ mod tests {
             let diff = options.create_patch(&old, &new).to_string();
             prop_assume!(old != new);
             let files = parse(&diff, Some(0)).unwrap();
-            let applied = apply("x", old.as_bytes(), &files[0].hunks).unwrap();
+            // Without a line to look for, a diff that adds other endings to such a file has lost them.
+            let is_crlf = old.contains('\n') && !old.replace("\r\n", "").contains('\n');
+            prop_assume!(!(is_crlf && has_lost_crlf(&files[0].hunks)));
+            let applied = applied_to(old.as_bytes(), &files[0].hunks).unwrap();
             prop_assert_eq!(String::from_utf8(applied.content).unwrap(), new, "{}", diff);
         }
 
@@ -272,7 +413,7 @@ mod tests {
         fn any_text_is_a_diff_or_is_refused(diff in "[-+ @\\\\a\n0-9,]{0,200}", file in text()) {
             let diff = format!("--- a\n+++ a\n@@ -1,2 +1,2 @@\n{diff}");
             if let Ok(files) = parse(&diff, None) {
-                let _ = apply("x", file.as_bytes(), &files[0].hunks);
+                let _ = applied_to(file.as_bytes(), &files[0].hunks);
             }
         }
     }

@@ -58,6 +58,7 @@ mod routes;
 mod rules;
 mod search;
 mod sink;
+mod streams;
 mod types;
 mod walk;
 mod watch;

@@ -41,6 +41,13 @@ pub const HUNK_OFFSET_LINES_MAX: usize = 1000;
 /// The longest file that a patch may change, in bytes.
 pub const PATCHED_FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// The most listings and searches that one connection has open as streams. Each has a thread.
+pub const STREAMS_PER_CONNECTION_MAX: usize = 16;
+
+/// The most listings and searches that are open as streams on one server: half of the threads that
+/// tokio has for blocking work.
+pub const STREAMS_MAX: usize = 256;
+
 /// The most streams of `fs.watch` over one workspace.
 pub const WATCHES_MAX: u64 = 32;
 
@@ -53,3 +60,6 @@ pub const WATCH_CHANGES_AHEAD: usize = 4096;
 
 /// The longest file that `fs.write.stream` takes, in bytes: it is put together in memory.
 pub const WRITE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// The most bytes that all calls of `fs.write.stream` on one server hold together.
+pub const WRITE_STREAMS_BYTES_MAX: usize = 2 * WRITE_BYTES_MAX;

@@ -1,6 +1,6 @@
 //! `fs.apply_patch`: a unified diff onto the files of the workspace, as a whole or not at all.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use cap_std::fs::{Permissions, PermissionsExt};
 
@@ -24,7 +24,10 @@ impl Workspace {
     /// A hunk is looked for up to [`HUNK_OFFSET_LINES_MAX`](crate::HUNK_OFFSET_LINES_MAX) lines away from
     /// where it says it belongs, and fits only where all its context and all that it removes stands.
     /// `/dev/null` makes or removes a file; directories are made on the way, and never removed.
-    /// Renames, copies, changes of mode and binary files are refused.
+    /// Renames, copies, changes of mode, binary files, symbolic links and submodules are refused.
+    ///
+    /// `stop` is asked before each file and hunk, and while a hunk is looked for; once it returns true the
+    /// call ends with [`Cancelled`](WorkspaceError::Cancelled), unless the first file is changed already.
     ///
     /// # Errors
     ///
@@ -32,27 +35,47 @@ impl Workspace {
     /// [`BadPatch`](WorkspaceError::BadPatch) the line of a text that is no diff. Others are as
     /// [`write`](Self::write) has them. Every file is as it was then; if the machine fails between two
     /// files, those that were replaced get their old content back.
-    pub fn apply_patch(&self, request: &PatchRequest) -> Result<PatchReply, WorkspaceError> {
+    pub fn apply_patch(
+        &self,
+        request: &PatchRequest,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<PatchReply, WorkspaceError> {
         let _writing = self.begin_writing()?;
+        look(stop)?;
         let diffs = diff::parse(&request.patch, request.strip)?;
-        let mut seen = HashSet::new();
+        let mut seen = HashMap::new();
         let mut plans = Vec::new();
         for diff in &diffs {
-            let plan = self.plan(diff)?;
-            if !seen.insert(plan.path.text().to_owned()) {
-                let problem = format!("names {:?} for the second time", plan.path.text());
+            look(stop)?;
+            let plan = self.plan(diff, stop)?;
+            let name = plan.path.text().to_owned();
+            let identity = match &plan.old {
+                Some((_, place)) => place.identity()?,
+                None => self.identity_of_missing(&plan.path)?,
+            };
+            if let Some(first) = seen.insert(identity, name.clone()) {
+                let problem = if first == name {
+                    format!(
+                        "names {name:?} for the second time: put all its hunks behind one header"
+                    )
+                } else {
+                    format!(
+                        "names {name:?}, and that is the file {first:?} from before: put all its \
+                         hunks behind one header"
+                    )
+                };
                 return Err(WorkspaceError::BadPatch { line: diff.line, problem });
             }
             plans.push(plan);
         }
         if !request.dry_run {
-            self.carry_out(&plans)?;
+            self.carry_out(&plans, stop)?;
         }
         Ok(PatchReply { files: plans.into_iter().map(Plan::into_reply).collect() })
     }
 
     /// Finds out what a diff makes of one file.
-    fn plan(&self, diff: &FileDiff<'_>) -> Result<Plan, WorkspaceError> {
+    fn plan(&self, diff: &FileDiff<'_>, stop: &dyn Fn() -> bool) -> Result<Plan, WorkspaceError> {
         let path = WorkspacePath::parse(diff.old.as_ref().or(diff.new.as_ref()).map_or("", |p| p))?;
         let mut old = None;
         if diff.old.is_some() {
@@ -70,13 +93,16 @@ impl Workspace {
                     ),
                 });
             }
+            if diff.new.is_none() && self.is_symlink(path.as_path()) {
+                // The link would lead nowhere afterwards.
+                return Err(WorkspaceError::RemovesLink { path: path.text().to_owned() });
+            }
             old = Some((place.read()?, place));
         } else if self.has(path.as_path()) {
             return Err(WorkspaceError::Exists { path: path.text().to_owned() });
         }
         let before = old.as_ref().map_or(&[][..], |(content, _)| content);
-        let applied =
-            hunk::apply(path.text(), before, &diff.hunks).map_err(WorkspaceError::HunkFailed)?;
+        let applied = hunk::apply(path.text(), before, &diff.hunks, stop)?;
         if diff.new.is_none() && !applied.content.is_empty() {
             return Err(WorkspaceError::NotEmptied { path: path.text().to_owned() });
         }
@@ -89,12 +115,15 @@ impl Workspace {
         })
     }
 
-    fn carry_out(&self, plans: &[Plan]) -> Result<(), WorkspaceError> {
+    fn carry_out(&self, plans: &[Plan], stop: &dyn Fn() -> bool) -> Result<(), WorkspaceError> {
+        look(stop)?;
         let made = self.places_of_new_files(plans)?;
         let mut steps = Vec::new();
         for (plan, made) in plans.iter().zip(&made) {
+            look(stop)?;
             steps.extend(plan.prepare(made.as_ref())?);
         }
+        look(stop)?;
         for step in &steps {
             if !step.place.is_unchanged()? {
                 return Err(step.place.changed(None));
@@ -110,6 +139,10 @@ impl Workspace {
         });
         made.collect()
     }
+}
+
+fn look(stop: &dyn Fn() -> bool) -> Result<(), WorkspaceError> {
+    if stop() { Err(WorkspaceError::Cancelled) } else { Ok(()) }
 }
 
 /// What becomes of one file.
@@ -213,7 +246,8 @@ mod tests {
                     --- /dev/null\n+++ b/made\n@@ -0,0 +1 @@\n+2\n\
                     --- a/last\n+++ b/last\n@@ -1 +1 @@\n-1\n+2\n";
         let diffs = diff::parse(text, None).unwrap();
-        let plans: Vec<Plan> = diffs.iter().map(|diff| workspace.plan(diff).unwrap()).collect();
+        let plans: Vec<Plan> =
+            diffs.iter().map(|diff| workspace.plan(diff, &|| false).unwrap()).collect();
         let made = workspace.places_of_new_files(&plans).unwrap();
         let mut steps = Vec::new();
         for (plan, made) in plans.iter().zip(&made) {

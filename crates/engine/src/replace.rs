@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,6 +23,14 @@ pub(crate) struct Place {
     /// For errors.
     text: String,
     old: Option<Metadata>,
+}
+
+/// What all names of one place have in common, however symlinks lead there: a directory that exists, and
+/// the rest of the way. Hard links are places of their own, because each is replaced without the other.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Identity {
+    directory: (u64, u64),
+    rest: PathBuf,
 }
 
 /// Whether to make the directories on the way to a file.
@@ -83,7 +91,42 @@ impl Workspace {
     }
 }
 
+impl Workspace {
+    /// The identity of a file that is to be made, whose directories may have to be made, too.
+    pub(crate) fn identity_of_missing(
+        &self,
+        path: &WorkspacePath,
+    ) -> Result<Identity, WorkspaceError> {
+        let failed = |source| WorkspaceError::from_write(path.text(), source);
+        for above in path.ancestors().iter().rev() {
+            let name = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+            match self.root().open_dir(name) {
+                Ok(directory) => {
+                    let rest = path.as_path().strip_prefix(above).unwrap_or(path.as_path());
+                    return Identity::of(&directory, rest).map_err(failed);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        let path = path.text().to_owned();
+        Err(WorkspaceError::NotAFile { path, kind: EntryKind::Directory })
+    }
+}
+
+impl Identity {
+    fn of(directory: &Dir, rest: &Path) -> io::Result<Identity> {
+        use cap_fs_ext::MetadataExt;
+        let metadata = directory.dir_metadata()?;
+        Ok(Identity { directory: (metadata.dev(), metadata.ino()), rest: rest.to_owned() })
+    }
+}
+
 impl Place {
+    pub(crate) fn identity(&self) -> Result<Identity, WorkspaceError> {
+        Identity::of(&self.directory, Path::new(&self.name)).map_err(|e| self.failed(e))
+    }
+
     /// Whether a file is there.
     pub(crate) fn exists(&self) -> bool {
         self.old.is_some()

@@ -11,13 +11,14 @@ use lapwing::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
 use crate::codecs::BytesThenJson;
 use crate::error::{ErrorClass, WorkspaceError};
-use crate::limits::WRITE_BYTES_MAX;
+use crate::limits::{WRITE_BYTES_MAX, WRITE_STREAMS_BYTES_MAX};
 use crate::read::Filled;
+use crate::streams::{OpenStreams, Turn};
 use crate::types::{
     ListReply, ListRequest, PatchReply, PatchRequest, ReadReply, ReadRequest, SearchReply,
     SearchRequest, WriteReply, WriteRequest,
@@ -42,7 +43,9 @@ const READS_MAX: u32 = 8;
 ///
 /// The work runs on tokio's threads for blocking work, at most two calls for each core at a time. When a
 /// call is given up its work stops within milliseconds; a file that is being written is then written
-/// whole, or not at all. A watch has one thread more, which waits for the system.
+/// whole, or not at all. A stream whose reader is behind has a thread that waits and stops nobody else; a
+/// connection has at most [`STREAMS_PER_CONNECTION_MAX`](crate::STREAMS_PER_CONNECTION_MAX) of them. A watch
+/// has one thread more, which waits for the system.
 ///
 /// # Examples
 ///
@@ -70,7 +73,8 @@ const READS_MAX: u32 = 8;
 pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
     let cores = available_parallelism().map_or(1, NonZero::get);
     let slots = Arc::new(Semaphore::new(cores * BLOCKING_PER_CORE));
-    let rooms = Rooms { workspace, slots };
+    let uploads = Arc::new(Semaphore::new(WRITE_STREAMS_BYTES_MAX));
+    let rooms = Rooms { workspace, slots, streams: Arc::default(), uploads };
     let (list, read, search) = (rooms.clone(), rooms.clone(), rooms.clone());
     let (list_stream, search_stream, watch) = (rooms.clone(), rooms.clone(), rooms.clone());
     let (read_raw, write, write_stream) = (rooms.clone(), rooms.clone(), rooms.clone());
@@ -85,11 +89,11 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
         .route_raw(FS_SEARCH.0, FS_SEARCH.1, move |request: Request| {
             search.clone().answer(request, Workspace::search)
         })
-        .route(FS_LIST_STREAM, move |_: Call, asked, entries| {
-            list_stream.clone().stream(asked, entries, Workspace::list_each)
+        .route(FS_LIST_STREAM, move |call: Call, asked, entries| {
+            list_stream.clone().stream(call, asked, entries, Workspace::list_each)
         })
-        .route(FS_SEARCH_STREAM, move |_: Call, asked, matches| {
-            search_stream.clone().stream(asked, matches, Workspace::search_each)
+        .route(FS_SEARCH_STREAM, move |call: Call, asked, matches| {
+            search_stream.clone().stream(call, asked, matches, Workspace::search_each)
         })
         .route_raw(FS_READ_RAW.kind(), FS_READ_RAW.name(), move |request: Request| {
             read_raw.clone().read_raw(request)
@@ -99,7 +103,9 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
             write_stream.clone().write_stream(call, items)
         })
         .route_raw(FS_APPLY_PATCH.0, FS_APPLY_PATCH.1, move |request: Request| {
-            patch.clone().answer(request, |workspace, asked, _, _| workspace.apply_patch(asked))
+            patch
+                .clone()
+                .answer(request, |workspace, asked, _, stop| workspace.apply_patch(asked, stop))
         })
         .route(FS_WATCH, move |_: Call, asked, changes| watch.clone().watch(asked, changes))
         .schema_of(Unary::<ListRequest, ListReply, Json>::new(FS_LIST.0, FS_LIST.1))
@@ -116,8 +122,12 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
 pub(crate) struct Rooms {
     pub(crate) workspace: Workspace,
     /// One permit for each call that may block. A call keeps its permit until its blocking work has
-    /// really ended, also when nobody waits for it any more.
+    /// really ended, also when nobody waits for it any more. Only a stream gives it up between, while it
+    /// waits for its reader.
     slots: Arc<Semaphore>,
+    streams: Arc<OpenStreams>,
+    /// One permit for each byte that the calls of `fs.write.stream` may hold together.
+    uploads: Arc<Semaphore>,
 }
 
 /// The work of one method: the workspace, what is asked, the most bytes of the reply, and whether to
@@ -135,6 +145,7 @@ const ITEMS_AHEAD: usize = 64;
 impl Rooms {
     async fn stream<Q, T>(
         self,
+        call: Call,
         asked: Q,
         mut items: Sink<T, Json>,
         work: StreamWork<Q, T>,
@@ -143,16 +154,16 @@ impl Rooms {
         Q: Send + 'static,
         T: Serialize + Send + 'static,
     {
+        let _open = self.streams.open(call.caller.connection_id)?;
         let (guard, stopped) = StopGuard::pair();
-        let permit = self.slots.acquire_owned().await;
+        let permit = Arc::clone(&self.slots).acquire_owned().await;
         let permit = permit.map_err(|_| Status::unavailable("the workspace is closing"))?;
         let workspace = self.workspace;
         let (found, mut finds) = mpsc::channel(ITEMS_AHEAD);
+        let mut turn = Turn::begin(self.slots, permit, found);
         let blocking = spawn_blocking(move || {
-            let _permit = permit;
             let _working = workspace.activity().work();
-            // A reader that is behind holds the thread here; one that is gone ends the work.
-            let mut give = |item| found.blocking_send(item).is_ok();
+            let mut give = |item| turn.give(item);
             work(&workspace, &asked, &mut give, &|| stopped.load(Ordering::Relaxed))
         });
         while let Some(item) = finds.recv().await {
@@ -220,16 +231,38 @@ impl Rooms {
         call: Call,
         mut items: Source<Payload, BytesThenJson>,
     ) -> Result<WriteReply, Status> {
+        // Before anything is kept of what would be refused at the end.
+        self.workspace.must_be_writable()?;
         let asked = write_request(&call)?;
-        let mut content = Vec::new();
+        let (mut content, mut held) = (Vec::new(), None::<OwnedSemaphorePermit>);
         while let Some(item) = items.next().await? {
             if content.len() + item.len() > WRITE_BYTES_MAX {
                 let problem = format!("a file of more than {WRITE_BYTES_MAX} bytes is not written");
                 return Err(Status::resource_exhausted(problem));
             }
+            let more = self.upload_room(item.len())?;
+            match &mut held {
+                Some(held) => held.merge(more),
+                None => held = Some(more),
+            }
             content.extend_from_slice(&item);
         }
-        self.block(move |workspace, _| Ok(workspace.write(&asked, &content)?)).await
+        self.block(move |workspace, _| {
+            let _held = held;
+            Ok(workspace.write(&asked, &content)?)
+        })
+        .await
+    }
+
+    /// Room for so many bytes of a file that comes in items.
+    fn upload_room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        Arc::clone(&self.uploads).try_acquire_many_owned(bytes).map_err(|_| {
+            Status::resource_exhausted(format!(
+                "files that are sent in items hold {WRITE_STREAMS_BYTES_MAX} bytes together until \
+                 they are written: send this one again when others are done"
+            ))
+        })
     }
 
     /// Runs work that may block, when it is its turn. The work is told to stop when nobody waits for it
@@ -335,7 +368,8 @@ mod tests {
 
     fn rooms(folder: &std::path::Path) -> Rooms {
         let workspace = Workspace::open(folder).unwrap();
-        Rooms { workspace, slots: Arc::new(Semaphore::new(1)) }
+        let slots = Arc::new(Semaphore::new(1));
+        Rooms { workspace, slots, streams: Arc::default(), uploads: Arc::new(Semaphore::new(0)) }
     }
 
     fn request() -> Request {

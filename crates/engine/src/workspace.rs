@@ -91,9 +91,13 @@ impl Workspace {
 
     /// Waits for other calls that write; refused where the workspace is read-only.
     pub(crate) fn begin_writing(&self) -> Result<MutexGuard<'_, ()>, WorkspaceError> {
-        let writing = self.writing.as_ref().ok_or(WorkspaceError::ReadOnly)?;
         // It guards no memory, so a panic of another call leaves nothing half done.
-        Ok(writing.lock().unwrap_or_else(PoisonError::into_inner))
+        Ok(self.must_be_writable()?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Refuses where the workspace is read-only.
+    pub(crate) fn must_be_writable(&self) -> Result<&Mutex<()>, WorkspaceError> {
+        self.writing.as_deref().ok_or(WorkspaceError::ReadOnly)
     }
 
     pub(crate) fn global_ignore(&self) -> &Gitignore {
@@ -144,6 +148,11 @@ impl Workspace {
     pub(crate) fn file_len_bytes(&self, path: &Path) -> Option<u64> {
         let metadata = self.root.symlink_metadata(path).ok()?;
         metadata.is_file().then(|| metadata.len())
+    }
+
+    /// Whether the last name of a path is a symlink.
+    pub(crate) fn is_symlink(&self, path: &Path) -> bool {
+        self.root.symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink())
     }
 
     /// Whether anything has this name, be it a dangling symlink.

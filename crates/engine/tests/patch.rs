@@ -7,7 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use common::{Served, Tree};
 use lapwing::{CallError, Code, Status};
-use lapwing_engine::{ChangeKind, FS_APPLY_PATCH, HunkFailure, PatchReply, PatchRequest};
+use lapwing_engine::{
+    ChangeKind, FS_APPLY_PATCH, HunkFailure, PatchReply, PatchRequest, WorkspaceError,
+};
 
 async fn apply(served: &Served, patch: &str) -> Result<PatchReply, Status> {
     let request = PatchRequest { patch: patch.to_owned(), strip: None, dry_run: false };
@@ -133,6 +135,7 @@ async fn patch_that_does_not_go_with_what_is_there_has_the_code_of_its_reason() 
     let outside = Tree::of(&[("f", b"1\n")]);
     let served = Served::of(&[("f", b"1\n2\n"), ("d/", b"")]).await;
     served.tree.symlink(outside.path().join("f"), "out");
+    served.tree.symlink("f", "link");
     let hunk = "@@ -1 +1 @@\n-1\n+2\n";
     let make = "@@ -0,0 +1 @@\n+2\n";
     for (patch, code, part) in [
@@ -142,6 +145,11 @@ async fn patch_that_does_not_go_with_what_is_there_has_the_code_of_its_reason() 
         (format!("--- a/../f\n+++ b/../f\n{hunk}"), Code::PermissionDenied, "outside"),
         (format!("--- /dev/null\n+++ b/f\n{make}"), Code::AlreadyExists, "\"f\""),
         (format!("--- /dev/null\n+++ b/out\n{make}"), Code::AlreadyExists, "\"out\""),
+        (
+            "--- a/link\n+++ /dev/null\n@@ -1,2 +0,0 @@\n-1\n-2\n".into(),
+            Code::FailedPrecondition,
+            "symbolic link",
+        ),
         (
             "--- a/f\n+++ /dev/null\n@@ -1 +0,0 @@\n-1\n".into(),
             Code::FailedPrecondition,
@@ -160,7 +168,42 @@ async fn patch_that_does_not_go_with_what_is_there_has_the_code_of_its_reason() 
     }
     assert_eq!(fs::read(served.tree.path().join("f")).unwrap(), b"1\n2\n");
     assert_eq!(fs::read(outside.path().join("f")).unwrap(), b"1\n");
-    assert_eq!(served.names().len(), 3);
+    assert_eq!(served.names().len(), 4);
+}
+
+#[tokio::test]
+async fn patch_that_names_one_file_by_two_names_is_refused() {
+    let served = Served::of(&[("real", b"1\n2\n3\n"), ("d/f", b"1\n2\n3\n")]).await;
+    served.tree.symlink("real", "link");
+    served.tree.symlink("d", "e");
+    let change = |path: &str, line: u32| {
+        format!("--- a/{path}\n+++ b/{path}\n@@ -{line} +{line} @@\n-{line}\n+{line}{line}\n")
+    };
+    let make = |path: &str| format!("--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+1\n");
+    for patch in [
+        change("real", 1) + &change("link", 3),
+        change("link", 1) + &change("real", 3),
+        change("d/f", 1) + &change("e/f", 3),
+        make("d/g") + &make("e/g"),
+        make("d/x/y/g") + &make("e/x/y/g"),
+    ] {
+        for dry_run in [true, false] {
+            let request = PatchRequest { patch: patch.clone(), strip: None, dry_run };
+            let status = send(&served, &request).await.unwrap_err();
+            assert_eq!(status.code, Code::InvalidArgument, "{patch:?}: {}", status.message);
+            assert!(status.message.contains("from before"), "{patch:?}: {}", status.message);
+        }
+    }
+    assert_eq!(served.names().len(), 5, "nothing was made: {:?}", served.names());
+    assert_eq!(fs::read(served.tree.path().join("real")).unwrap(), b"1\n2\n3\n");
+    assert_eq!(fs::read(served.tree.path().join("d/f")).unwrap(), b"1\n2\n3\n");
+
+    // Hard links are two files for whoever replaces one of them.
+    let other = served.tree.path().join("other");
+    fs::hard_link(served.tree.path().join("real"), &other).unwrap();
+    apply(&served, &(change("real", 1) + &change("other", 3))).await.unwrap();
+    assert_eq!(fs::read(served.tree.path().join("real")).unwrap(), b"11\n2\n3\n");
+    assert_eq!(fs::read(other).unwrap(), b"1\n2\n33\n");
 }
 
 #[tokio::test]
@@ -178,9 +221,30 @@ async fn dry_run_says_what_would_be_and_changes_nothing() {
 }
 
 #[test]
+fn patch_that_is_given_up_before_its_first_file_changes_none() {
+    let tree = Tree::of(&[("src/x.rs", lines(1..=20).as_bytes())]);
+    let workspace = tree.workspace.clone().writable();
+    let request = PatchRequest { patch: TWO_HUNKS.into(), strip: None, dry_run: false };
+    let looks = std::cell::Cell::new(0);
+    let mut allowed = 0;
+    loop {
+        looks.set(0);
+        let stop = || looks.replace(looks.get() + 1) >= allowed;
+        match workspace.apply_patch(&request, &stop) {
+            Err(WorkspaceError::Cancelled) => {}
+            applied => break drop(applied.unwrap()),
+        }
+        assert_eq!(content(&tree)[0].1, lines(1..=20).as_bytes());
+        assert_eq!(content(&tree).len(), 1);
+        allowed += 1;
+    }
+    assert!(allowed > 5, "it looked {allowed} times");
+}
+
+#[test]
 fn patch_on_a_read_only_workspace_is_refused() {
     let tree = Tree::of(&[("src/x.rs", lines(1..=20).as_bytes())]);
     let request = PatchRequest { patch: TWO_HUNKS.into(), strip: None, dry_run: false };
-    let error = tree.workspace.apply_patch(&request).unwrap_err();
+    let error = tree.workspace.apply_patch(&request, &|| false).unwrap_err();
     assert!(error.to_string().contains("read-only"), "{error}");
 }

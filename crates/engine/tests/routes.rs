@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::Tree;
-use lapwing::{CallError, Code, IpcClient, IpcServer};
+use lapwing::{CallError, Code, IpcClient, IpcServer, Payload};
 use lapwing_engine::{
     FS_APPLY_PATCH, FS_LIST, FS_LIST_STREAM, FS_READ, FS_READ_RAW, FS_SEARCH, FS_SEARCH_STREAM,
-    FS_WATCH, FS_WRITE, FS_WRITE_STREAM, ListReply, ListRequest, ReadReply, SearchReply,
-    SearchRequest, add_routes,
+    FS_WATCH, FS_WRITE, FS_WRITE_STREAM, ListReply, ListRequest, ReadReply,
+    STREAMS_PER_CONNECTION_MAX, SearchReply, SearchRequest, WriteRequest, add_routes,
 };
 use serde_json::{Value, json};
 
@@ -224,6 +224,76 @@ async fn streams_bring_what_the_pages_bring() {
     let error = matches.next().await.unwrap().unwrap_err();
     assert!(matches!(&error, CallError::Status(status) if status.code == Code::InvalidArgument));
     assert!(matches.next().await.is_none());
+}
+
+#[tokio::test]
+async fn write_in_items_on_a_read_only_server_is_refused_before_its_content() {
+    let served = Served::of(&[]).await;
+    let options = WriteRequest::path("f").options();
+    let mut upload = served.client.upload(FS_WRITE_STREAM, &options).await.unwrap();
+    let item = Payload::from(vec![7; 1 << 20]);
+    let mut sent = 0;
+    while sent < 60 && upload.send(&item).await.is_ok() {
+        sent += 1;
+    }
+    assert!(sent < 20, "{sent} MiB were taken");
+    match upload.finish().await {
+        Err(CallError::Status(status)) => {
+            assert_eq!(status.code, Code::PermissionDenied);
+            assert!(status.message.contains("--writable"), "{}", status.message);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn streams_that_nobody_reads_stop_nobody_else() {
+    let served = Served::of(&[]).await;
+    for name in 0..1500 {
+        std::fs::write(served.tree.path().join(format!("f{name}")), "needle\n").unwrap();
+    }
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let (mut clients, mut unread) = (Vec::new(), Vec::new());
+    // More than may block at a time, and more than one connection may have.
+    while unread.len() <= 2 * cores || clients.len() < 2 {
+        let client = IpcClient::connect(served.server.path()).await.unwrap();
+        for _ in 0..STREAMS_PER_CONNECTION_MAX {
+            let mut entries = client.stream(FS_LIST_STREAM, &ListRequest::default()).await.unwrap();
+            let first = tokio::time::timeout(Duration::from_secs(20), entries.next()).await;
+            first.expect("streams that nobody reads hold every slot").unwrap().unwrap();
+            unread.push(entries);
+        }
+        clients.push(client);
+    }
+    // One more of a connection is refused, with what to do; and everything else is answered.
+    let search = SearchRequest::pattern("needle");
+    let mut matches = clients[0].stream(FS_SEARCH_STREAM, &search).await.unwrap();
+    let error = matches.next().await.unwrap().unwrap_err();
+    let CallError::Status(status) = error else { panic!("{error}") };
+    assert_eq!(status.code, Code::ResourceExhausted);
+    assert!(status.message.contains("drop it"), "{}", status.message);
+    for client in [&served.client, &clients[0]] {
+        let read = client.call_raw(FS_READ.0, br#"{"path": "f0"}"#);
+        let read = tokio::time::timeout(Duration::from_secs(20), read).await;
+        read.expect("streams that nobody reads hold every slot").unwrap();
+    }
+
+    // Those that stood still go on where they were, and those that are dropped end.
+    let mut last = unread.pop().unwrap();
+    let mut entries = 1;
+    while let Some(entry) = last.next().await {
+        entry.unwrap();
+        entries += 1;
+    }
+    assert_eq!(entries, 1500);
+    drop(unread);
+    let begun = Instant::now();
+    while served.tree.workspace.stats().working > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "threads wait on");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut matches = clients[0].stream(FS_SEARCH_STREAM, &search).await.unwrap();
+    matches.next().await.unwrap().expect("there is room for another");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

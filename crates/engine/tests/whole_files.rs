@@ -175,6 +175,39 @@ async fn write_in_items_may_be_longer_than_a_message_over_both_transports() {
 }
 
 #[tokio::test]
+async fn writes_in_items_hold_no_more_than_their_bound_together() {
+    let served = Served::of(&[]).await;
+    let item = Payload::from(vec![7; MIB]);
+    let mut uploads = Vec::new();
+    let options: Vec<_> = (0..4).map(|n| WriteRequest::path(format!("f{n}")).options()).collect();
+    for options in &options {
+        let mut upload = served.client.upload(FS_WRITE_STREAM, options).await.unwrap();
+        for _ in 0..WRITE_BYTES_MAX / MIB - 1 {
+            if upload.send(&item).await.is_err() {
+                break;
+            }
+        }
+        uploads.push(upload);
+    }
+    let mut refused = 0;
+    for upload in uploads {
+        if let Err(error) = upload.finish().await {
+            let (code, sentence) = refusal::<()>(Err(error));
+            assert_eq!(code, Code::ResourceExhausted);
+            assert!(sentence.contains("hold 134217728 bytes together"), "{sentence}");
+            refused += 1;
+        }
+    }
+    assert!((2..4).contains(&refused), "{refused}: two files of 63 MiB have room");
+    // What was held is free again.
+    let mut upload = served.client.upload(FS_WRITE_STREAM, &options[3]).await.unwrap();
+    for _ in 0..WRITE_BYTES_MAX / MIB {
+        upload.send(&item).await.unwrap();
+    }
+    assert_eq!(upload.finish().await.unwrap().len_bytes, WRITE_BYTES_MAX as u64);
+}
+
+#[tokio::test]
 async fn write_that_is_given_up_midway_changes_nothing() {
     let served = Served::of(&[("f", b"old")]).await;
     let options = WriteRequest::path("f").options();
