@@ -81,11 +81,31 @@ fn systems(rows: &[Value]) -> Vec<&str> {
 
 #[test]
 fn scenarios_of_one_length_have_their_four_rows() {
-    for args in ["rtt --samples 50 --api tokio", "oneway --samples 50", "typed --samples 50"] {
+    for args in ["rtt --samples 50 --api tokio", "oneway --samples 50", "stream --samples 50"] {
         let rows = rows(args);
         assert_eq!(systems(&rows), ["lapwing", "floor", "bare-socket", "bare-eventfd"]);
         assert_eq!((&rows[0]["samples"], &rows[0]["payload_bytes"]), (&50.into(), &64.into()));
-        assert_eq!(rows[0]["in_flight"].is_null(), args.starts_with("oneway"));
+        assert_eq!(rows[0]["in_flight"].is_null(), !args.starts_with("rtt"));
+    }
+}
+
+#[test]
+fn typed_calls_are_compared_with_calls_of_bytes_to_the_same_sort_of_handler() {
+    for args in ["--api blocking", "--api tokio"] {
+        let rows = rows(&format!("typed --samples 50 {args}"));
+        let told: Vec<_> = rows
+            .iter()
+            .map(|row| (row["system"].as_str().unwrap(), &row["scenario"], &row["handler"]))
+            .collect();
+        let (rtt, typed) = (&"rtt".into(), &"typed".into());
+        let (inline, later, none) = (&"inline".into(), &"async".into(), &Value::Null);
+        let of_lapwing = [(rtt, inline), (typed, inline), (rtt, later), (typed, later)];
+        let mut expected: Vec<_> = of_lapwing.map(|(s, h)| ("lapwing", s, h)).to_vec();
+        expected.extend(["floor", "bare-socket", "bare-eventfd"].map(|system| (system, rtt, none)));
+        assert_eq!(told, expected);
+        for (row, compared) in rows.iter().zip([false, true, false, true]) {
+            assert_eq!(row["ratio_to_raw"].is_number(), compared, "{row}");
+        }
     }
 }
 

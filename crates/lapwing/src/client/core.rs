@@ -513,7 +513,7 @@ impl Core {
             self.streams.store(self.streams.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         }
         self.counters.sent(bytes);
-        if !(looks() && !outbox.sending.peer_seems_asleep())
+        if (!looks() || outbox.sending.peer_seems_asleep())
             && let Err(broken) = outbox.sending.flush()
         {
             drop(outbox);
