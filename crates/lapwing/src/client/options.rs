@@ -213,7 +213,8 @@ pub struct CallOptions {
 }
 
 impl CallOptions {
-    /// Gives the call this much time from when it is made; then it is cancelled on both sides.
+    /// Gives the call this much time from when it is made; then it is cancelled on both sides. Of 100 ms and more the
+    /// time that it takes to write the request as bytes does not count.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> CallOptions {
         self.timeout = Some(timeout);
