@@ -153,8 +153,8 @@ impl IpcClient {
     pub fn submit(&self, kind: u16, payload: &[u8]) -> Result<PendingCall<'_>, CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
         let mut out = Outgoing::plain(kind, payload);
-        let span = if spans::are_wanted() { self.span(&out) } else { None };
-        let start = |core: &Core, again| core.start_call(out.again(again));
+        let span = if spans::are_wanted() { self.span(&out, "") } else { None };
+        let start = |core: &Core, again: Option<&Again>| core.start_call(out.again(again));
         let call = self.start(&mut Until::Never, start)?;
         Ok(PendingCall { client: self, call: Some(call), span })
     }
@@ -186,7 +186,7 @@ impl IpcClient {
     /// As [`IpcClient::reserve`], and [`CallError::DeadlineExceeded`] when no block came back in time.
     pub fn reserve_with(&self, bytes: usize, options: &CallOptions) -> Result<Reserved, CallError> {
         let mut until = options.travel().map_or(Until::Never, |travel| travel.deadline);
-        self.start(&mut until, |core, again| core.reserve(bytes, again.ticket))
+        self.start(&mut until, |core: &Core, again: Option<&Again>| core.reserve(bytes, again))
     }
 
     /// As [`IpcClient::call_raw`], with a request that was written in place: a long one is not copied.
@@ -217,7 +217,7 @@ impl IpcClient {
         };
         let what = block.as_ref().map_or(What::Bytes(&payload), What::Block);
         let travel = travel.as_ref();
-        self.call_out(Outgoing { what, travel, ..Outgoing::plain(kind, &[]) })
+        self.call_out(Outgoing { what, travel, ..Outgoing::plain(kind, &[]) }, "")
     }
 
     /// Asks the connection itself for an answer, past every route; the time it took.
@@ -296,7 +296,8 @@ impl IpcClient {
         let core = &self.shared.core;
         match when_full {
             WhenFull::Wait => {
-                let start = |core: &Core, again| core.start_oneway(out.again(again));
+                let start =
+                    |core: &Core, again: Option<&Again>| core.start_oneway(out.again(again));
                 return self.start(&mut Until::Never, start);
             }
             WhenFull::Fail => at_once(core.start_oneway(out))?,
@@ -310,30 +311,31 @@ impl IpcClient {
     }
 
     fn call_kind(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
-        self.call_out(Outgoing::plain(kind, payload))
+        self.call_out(Outgoing::plain(kind, payload), "")
     }
 
     #[inline]
-    fn call_out(&self, out: Outgoing<'_>) -> Result<Payload, CallError> {
+    fn call_out(&self, out: Outgoing<'_>, method: &'static str) -> Result<Payload, CallError> {
         if spans::are_wanted() {
-            return self.call_observed(out);
+            return self.call_observed(out, method);
         }
         self.call_now(out)
     }
 
     #[cold]
-    fn call_observed(&self, out: Outgoing<'_>) -> Result<Payload, CallError> {
-        observe(self.span(&out), || self.call_now(out))
+    fn call_observed(&self, out: Outgoing<'_>, method: &'static str) -> Result<Payload, CallError> {
+        observe(self.span(&out, method), || self.call_now(out))
     }
 
-    fn span(&self, out: &Outgoing<'_>) -> Option<Box<CallSpan>> {
-        spans::calling(out.kind, out.name, self.shared.core.agreed.connection_id, out.travel)
+    /// `method` is its name, empty where that is not known.
+    fn span(&self, out: &Outgoing<'_>, method: &'static str) -> Option<Box<CallSpan>> {
+        spans::calling(out.kind, method, self.shared.core.agreed.connection_id, out.travel)
     }
 
     #[inline]
     fn call_now(&self, mut out: Outgoing<'_>) -> Result<Payload, CallError> {
         let mut until = out.until();
-        let start = |core: &Core, again| core.start_call(out.again(again));
+        let start = |core: &Core, again: Option<&Again>| core.start_call(out.again(again));
         let call = self.start(&mut until, start)?;
         self.collect(&call, &mut until)
     }
@@ -341,6 +343,8 @@ impl IpcClient {
     #[inline]
     fn collect(&self, call: &Started, until: &mut Until) -> Result<Payload, CallError> {
         match self.wait_for(call, until) {
+            // Not by way of `timed` where there is no deadline: a result is large to be moved.
+            Some(outcome) if *until == Until::Never => self.shared.core.conclude(outcome),
             Some(outcome) => timed(*until, self.shared.core.conclude(outcome)),
             None => {
                 self.shared.core.abandon(call.id);
@@ -363,15 +367,21 @@ impl IpcClient {
     fn start<T>(
         &self,
         until: &mut Until,
-        mut start: impl FnMut(&Core, Again) -> Result<T, StartError>,
+        mut start: impl FnMut(&Core, Option<&Again>) -> Result<T, StartError>,
     ) -> Result<T, CallError> {
         let core = &self.shared.core;
-        let started = match start(core, Again::default()) {
-            Err(StartError::Full(room)) => self.start_again(room, until, start)?,
-            started => at_once(started)?,
-        };
-        self.sent(until);
-        Ok(started)
+        match start(core, None) {
+            Ok(started) => {
+                self.sent(until);
+                Ok(started)
+            }
+            Err(StartError::Failed(error)) => Err(error),
+            Err(StartError::Full(room)) => {
+                let started = self.start_again(room, until, start)?;
+                self.sent(until);
+                Ok(started)
+            }
+        }
     }
 
     /// Waits for its turn and for room as often as it takes.
@@ -380,7 +390,7 @@ impl IpcClient {
         &self,
         mut room: Room,
         until: &mut Until,
-        mut start: impl FnMut(&Core, Again) -> Result<T, StartError>,
+        mut start: impl FnMut(&Core, Option<&Again>) -> Result<T, StartError>,
     ) -> Result<T, CallError> {
         let core = &self.shared.core;
         let mut turn = Turn::new(core);
@@ -389,7 +399,7 @@ impl IpcClient {
             if !self.wait_for_room(room, &mut turn, until) {
                 return Err(CallError::DeadlineExceeded);
             }
-            match start(core, Again { settled, ticket: turn.ticket() }) {
+            match start(core, Some(&Again { settled, ticket: turn.ticket() })) {
                 Err(StartError::Full(more)) => room = more,
                 started => return at_once(started),
             }

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use super::{IpcClient, Shared};
 use crate::client::{
-    Brings, Core, Item, ItemError, Outgoing, Started, Turn, Until, at_once, read, try_sent, written,
+    Again, Brings, Core, Item, ItemError, Outgoing, Started, Turn, Until, at_once, kind_of, read,
+    try_sent, written,
 };
 use crate::codec::{Decode, Encode, Form};
 use crate::error::{CallError, timed};
@@ -26,7 +27,8 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let mut written = written(method, request, "request", None)?;
-        let reply = self.call_out(Outgoing::written(method, &mut written, None))?;
+        let reply =
+            self.call_out(Outgoing::written(kind_of(method), &mut written, None), method.name())?;
         read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 
@@ -46,8 +48,8 @@ impl IpcClient {
     {
         let travel = options.travel();
         let mut written = written(method, request, "request", travel.as_ref())?;
-        let out = Outgoing::written(method, &mut written, travel.as_ref());
-        let reply = self.call_out(out)?;
+        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let reply = self.call_out(out, method.name())?;
         read::<R, C>(method.name(), "reply", reply, options.form())
     }
 
@@ -61,8 +63,8 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let mut written = written(method, request, "request", None)?;
-        let out = Outgoing::written(method, &mut written, None);
-        let reply = observe(self.span(&out), || {
+        let out = Outgoing::written(kind_of(method), &mut written, None);
+        let reply = observe(self.span(&out, method.name()), || {
             let call = at_once(self.shared.core.start_call(out))?;
             let mut until = Until::Never;
             self.sent(&mut until);
@@ -96,7 +98,7 @@ impl IpcClient {
         when_full: WhenFull,
     ) -> Result<(), CallError> {
         let mut written = written(method, message, "message", None)?;
-        self.send_out(Outgoing::written(method, &mut written, None), when_full)
+        self.send_out(Outgoing::written(kind_of(method), &mut written, None), when_full)
     }
 
     /// As [`IpcClient::send`], with a time limit to wait for room, metadata, a trace, or in JSON.
@@ -112,9 +114,11 @@ impl IpcClient {
     ) -> Result<(), CallError> {
         let travel = options.travel();
         let mut written = written(method, message, "message", travel.as_ref())?;
-        let mut out = Outgoing::written(method, &mut written, travel.as_ref());
+        let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
         let mut until = out.until();
-        self.start(&mut until, |core, again| core.start_oneway(out.again(again)))
+        self.start(&mut until, |core: &Core, again: Option<&Again>| {
+            core.start_oneway(out.again(again))
+        })
     }
 
     /// Calls a method that answers with a stream.
@@ -133,8 +137,8 @@ impl IpcClient {
     {
         let travel = options.travel();
         let mut written = written(method, request, "request", travel.as_ref())?;
-        let out = Outgoing::written(method, &mut written, travel.as_ref());
-        let call = self.open(out, Brings::Items { caller_sends: false })?;
+        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let call = self.open(out, method.name(), Brings::Items { caller_sends: false })?;
         Ok(ItemStream::new(Arc::new(call), method.name()))
     }
 
@@ -149,8 +153,8 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Upload<Q, R, C>, CallError> {
         let travel = options.travel();
-        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::empty(method) };
-        let call = self.open(out, Brings::Items { caller_sends: true })?;
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
+        let call = self.open(out, method.name(), Brings::Items { caller_sends: true })?;
         let sender = ItemSender::new(Arc::new(call), method.name());
         Ok(Upload { sender, types: PhantomData })
     }
@@ -166,16 +170,21 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Halves<Q, R, C>, CallError> {
         let travel = options.travel();
-        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::empty(method) };
-        let call = Arc::new(self.open(out, Brings::Items { caller_sends: true })?);
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
+        let call = Arc::new(self.open(out, method.name(), Brings::Items { caller_sends: true })?);
         let sender = ItemSender::new(Arc::clone(&call), method.name());
         Ok((sender, ItemStream::new(call, method.name())))
     }
 
-    fn open(&self, mut out: Outgoing<'_>, brings: Brings) -> Result<OpenCall, CallError> {
+    fn open(
+        &self,
+        mut out: Outgoing<'_>,
+        method: &'static str,
+        brings: Brings,
+    ) -> Result<OpenCall, CallError> {
         let mut until = out.until();
-        let (span, form) = (self.span(&out), out.form());
-        let start = |core: &Core, again| core.start(out.again(again), brings);
+        let (span, form) = (self.span(&out, method), out.form());
+        let start = |core: &Core, again: Option<&Again>| core.start(out.again(again), brings);
         let started = self.start(&mut until, start);
         if let (Some(span), Err(_)) = (&span, &started) {
             span.end(code_of(&started));

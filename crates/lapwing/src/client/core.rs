@@ -28,7 +28,6 @@ use lapwing_shm::{Doorbell, OwnBlock, Sleeper, Spin, Spinner, has_kept_buffers, 
 use super::options::Until;
 use super::stats::Counters;
 use super::streams::{Owed, StreamCall};
-use super::typed::kind_of;
 use crate::bulk::{BulkIn, Reserved};
 use crate::codec::Form;
 use crate::compression::{has_contexts, sweep_contexts};
@@ -38,7 +37,6 @@ use crate::link::{
     Agreed, Body, Broken, Link, Metadata, Receiving, SendError, Sending, Written, call_header,
     connection_header, misbehaved, put_extensions, take_extensions,
 };
-use crate::method::{Method, Shape};
 use crate::payload::{Frame, Payload};
 
 /// Locks, also after a panic elsewhere: every critical section leaves its value whole.
@@ -224,13 +222,11 @@ pub(crate) struct Again {
 /// A frame to start a call or a one-way message with.
 pub(crate) struct Outgoing<'a> {
     pub(crate) kind: Kind,
-    /// The method's name, for spans; empty where it is not known.
-    pub(crate) name: &'static str,
     pub(crate) what: What<'a>,
     /// What its extension block carries, if it has one.
     pub(crate) travel: Option<&'a Travel<'a>>,
-    /// Whether it had to wait.
-    pub(crate) again: Again,
+    /// If it had to wait. By reference, as the other parts: this moves with every call.
+    pub(crate) again: Option<&'a Again>,
 }
 
 /// The payload of an [`Outgoing`].
@@ -246,34 +242,22 @@ impl<'a> Outgoing<'a> {
     /// Bytes, with nothing beside them.
     #[inline]
     pub(crate) fn plain(kind: Kind, payload: &'a [u8]) -> Outgoing<'a> {
-        Outgoing {
-            kind,
-            name: "",
-            what: What::Bytes(payload),
-            travel: None,
-            again: Again::default(),
-        }
+        Outgoing { kind, what: What::Bytes(payload), travel: None, again: None }
     }
 
     /// A frame that was put together for this travel.
     #[inline]
-    pub(crate) fn written<S: Shape, Q, R, C>(
-        method: Method<S, Q, R, C>,
+    pub(crate) fn written(
+        kind: Kind,
         written: &'a mut Written,
         travel: Option<&'a Travel<'a>>,
     ) -> Outgoing<'a> {
-        Outgoing { what: What::Written(written), travel, ..Outgoing::empty(method) }
-    }
-
-    /// No payload, for this method.
-    #[inline]
-    pub(crate) fn empty<S: Shape, Q, R, C>(method: Method<S, Q, R, C>) -> Outgoing<'a> {
-        Outgoing { name: method.name(), ..Outgoing::plain(kind_of(method), &[]) }
+        Outgoing { what: What::Written(written), travel, ..Outgoing::plain(kind, &[]) }
     }
 
     /// The same once more, to be tried after it had to wait.
     #[inline]
-    pub(crate) fn again(&mut self, again: Again) -> Outgoing<'_> {
+    pub(crate) fn again<'b>(&'b mut self, again: Option<&'b Again>) -> Outgoing<'b> {
         let what = match &mut self.what {
             What::Bytes(bytes) => What::Bytes(bytes),
             What::Written(written) => What::Written(written),
@@ -314,7 +298,8 @@ impl<'a> Outgoing<'a> {
     /// The time that is left for it now.
     #[inline]
     fn left(&self) -> Option<Duration> {
-        self.again.settled.map_or(self.until(), Until::At).left()
+        let settled = self.again.and_then(|again| again.settled);
+        settled.map_or(self.until(), Until::At).left()
     }
 }
 
@@ -494,7 +479,9 @@ impl Core {
             Brings::Items { .. } => Call::Stream(Box::new(StreamCall::new(out.kind, begun))),
         };
         let room = out.room(true);
-        outbox.may_go(room, out.again.ticket)?;
+        if !outbox.waiting.is_empty() {
+            outbox.take_turn(room, out.again)?;
+        }
         let Ok(id) = outbox.calls.insert(call) else {
             return Err(StartError::Full(room));
         };
@@ -621,12 +608,14 @@ impl Core {
     pub(crate) fn reserve(
         &self,
         bytes: usize,
-        ticket: Option<Ticket>,
+        again: Option<&Again>,
     ) -> Result<Reserved, StartError> {
         let mut outbox = self.outbox();
         self.check_open(&outbox)?;
         let room = outbox.lacking(Room { bytes, place: false, lacks: Lacks::Block });
-        outbox.may_go(room, ticket)?;
+        if !outbox.waiting.is_empty() {
+            outbox.take_turn(room, again)?;
+        }
         match outbox.sending.reserve(bytes) {
             Ok(block) => Ok(Reserved::new(block, bytes)),
             Err(error) => Err(self.refused(error, room)),
@@ -662,7 +651,9 @@ impl Core {
         self.check_open(&outbox)?;
         let header = call_header(Flags::NONE, out.kind, MessageId::CONNECTION);
         let room = out.room(false);
-        outbox.may_go(room, out.again.ticket)?;
+        if !outbox.waiting.is_empty() {
+            outbox.take_turn(room, out.again)?;
+        }
         let bytes = out.len();
         self.send_out(&mut outbox, header, out, room).map_err(|e| outbox.refusal(e))?;
         self.counters.sent(bytes);
@@ -1220,11 +1211,9 @@ fn check_kind(asked: Kind, answered: Kind) -> Result<(), Broken> {
 
 impl Outbox {
     /// Refuses one who would overtake somebody that waits; not the one with this ticket, whose turn it is.
-    #[inline]
-    fn may_go(&self, room: Room, ticket: Option<Ticket>) -> Result<(), StartError> {
-        if self.waiting.is_empty() {
-            return Ok(());
-        }
+    #[cold]
+    fn take_turn(&self, room: Room, again: Option<&Again>) -> Result<(), StartError> {
+        let ticket = again.and_then(|again| again.ticket);
         let long = self.sending.is_long(room.bytes);
         let mut before = self.waiting.iter().filter(|waiting| match waiting.room.lacks {
             Lacks::Place => room.place,

@@ -41,7 +41,7 @@ pub(crate) use self::options::{Until, checksum_set, program_name};
 pub use self::stats::ClientStats;
 pub(crate) use self::streams::{Item, ItemError};
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
-pub(crate) use self::typed::{at_once, read, try_sent, written};
+pub(crate) use self::typed::{at_once, kind_of, read, try_sent, written};
 use crate::ambient::Ambient;
 use crate::bulk::Reserved;
 use crate::control::ControlSocket;
@@ -240,8 +240,9 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Reserved, CallError> {
         let until = options.travel().map_or(Until::Never, |travel| travel.deadline);
-        let work =
-            pin!(self.poll_start(until, |again| self.shared.core.reserve(bytes, again.ticket)));
+        let work = pin!(
+            self.poll_start(until, |again: Option<&Again>| self.shared.core.reserve(bytes, again))
+        );
         within(until, work).await
     }
 
@@ -282,7 +283,7 @@ impl IpcClient {
         let what = block.as_ref().map_or(What::Bytes(&payload), What::Block);
         let travel = travel.as_ref();
         let out = Outgoing { what, travel, ..Outgoing::plain(kind, &[]) };
-        self.call_with_travel(out, false).await
+        self.call_with_travel(out, "", false).await
     }
 
     /// Asks the connection itself for an answer, past every route; the time it took.
@@ -376,7 +377,7 @@ impl IpcClient {
         let core = &self.shared.core;
         match when_full {
             WhenFull::Wait => {
-                let start = |again| core.start_oneway(out.again(again));
+                let start = |again: Option<&Again>| core.start_oneway(out.again(again));
                 self.poll_start(Until::Never, start).await?;
             }
             WhenFull::Fail => at_once(core.start_oneway(out))?,
@@ -401,20 +402,22 @@ impl IpcClient {
         let options = CallOptions::default();
         let travel = options.travel();
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
-        self.call_with_travel(out, false).await
+        self.call_with_travel(out, "", false).await
     }
 
-    fn span(&self, out: &Outgoing<'_>) -> Option<Box<CallSpan>> {
-        spans::calling(out.kind, out.name, self.shared.core.agreed.connection_id, out.travel)
+    /// `method` is its name, empty where that is not known.
+    fn span(&self, out: &Outgoing<'_>, method: &'static str) -> Option<Box<CallSpan>> {
+        spans::calling(out.kind, method, self.shared.core.agreed.connection_id, out.travel)
     }
 
     /// Calls within the time that the travel gives.
     async fn call_with_travel(
         &self,
         out: Outgoing<'_>,
+        method: &'static str,
         only_with_room: bool,
     ) -> Result<Payload, CallError> {
-        let (span, until) = (self.span(&out), out.until());
+        let (span, until) = (self.span(&out, method), out.until());
         // In their place before they are handed on: they are large to be moved.
         let work = pin!(self.call_now(out, only_with_room));
         let done = match span {
@@ -439,10 +442,11 @@ impl IpcClient {
             deferred = core.doorbell.is_some() && self.shared.kick.looking.load(Ordering::Relaxed);
             deferred
         };
-        let started = match core.start_call_for(out.again(Again::default()), looks) {
+        let started = match core.start_call_for(out.again(None), looks) {
             Err(StartError::Full(_)) if !only_with_room => {
                 let until = out.until();
-                self.poll_start(until, |again| core.start_call(out.again(again))).await?
+                self.poll_start(until, |again: Option<&Again>| core.start_call(out.again(again)))
+                    .await?
             }
             started => at_once(started)?,
         };
@@ -469,14 +473,14 @@ impl IpcClient {
     async fn poll_start<T>(
         &self,
         mut until: Until,
-        mut start: impl FnMut(Again) -> Result<T, StartError>,
+        mut start: impl FnMut(Option<&Again>) -> Result<T, StartError>,
     ) -> Result<T, CallError> {
         let mut turn = Turn::new(&self.shared.core);
         let mut again = Again::default();
         poll_fn(|cx| {
             for _ in 0..2 {
                 again.ticket = turn.ticket();
-                match start(again) {
+                match start(Some(&again)) {
                     Ok(started) => return Poll::Ready(Ok(started)),
                     Err(StartError::Failed(error)) => return Poll::Ready(Err(error)),
                     // Registered first, then tried once more: room that came in between is seen.

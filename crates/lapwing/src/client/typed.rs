@@ -10,7 +10,7 @@ use futures_core::Stream;
 use lapwing_proto::Kind;
 use tokio::time::{Sleep, sleep_until};
 
-use super::core::{Brings, Outgoing, StartError, Started, Travel, Turn};
+use super::core::{Again, Brings, Outgoing, StartError, Started, Travel, Turn};
 use super::options::{CallOptions, WhenFull};
 use super::streams::{Item, ItemError};
 use super::{IpcClient, Shared, Until};
@@ -86,7 +86,7 @@ impl IpcClient {
             Box::pin(self.call_written(method, request, &CallOptions::default(), false)).await?
         } else {
             let mut written = written(method, request, "request", None)?;
-            self.call_now(Outgoing::written(method, &mut written, None), false).await?
+            self.call_now(Outgoing::written(kind_of(method), &mut written, None), false).await?
         };
         read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
@@ -167,7 +167,7 @@ impl IpcClient {
         when_full: WhenFull,
     ) -> Result<(), CallError> {
         let mut written = written(method, message, "message", None)?;
-        let out = Outgoing::written(method, &mut written, None);
+        let out = Outgoing::written(kind_of(method), &mut written, None);
         self.send_out(out, when_full).await
     }
 
@@ -188,10 +188,10 @@ impl IpcClient {
     ) -> Result<(), CallError> {
         let travel = options.travel();
         let mut written = written(method, message, "message", travel.as_ref())?;
-        let mut out = Outgoing::written(method, &mut written, travel.as_ref());
+        let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
         let core = &self.shared.core;
         let until = out.until();
-        let start = |again| core.start_oneway(out.again(again));
+        let start = |again: Option<&Again>| core.start_oneway(out.again(again));
         super::within(until, pin!(self.poll_start(until, start))).await?;
         self.sent();
         Ok(())
@@ -237,8 +237,8 @@ impl IpcClient {
     {
         let travel = options.travel();
         let mut written = written(method, request, "request", travel.as_ref())?;
-        let out = Outgoing::written(method, &mut written, travel.as_ref());
-        let call = self.open(out, Brings::Items { caller_sends: false }).await?;
+        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let call = self.open(out, method.name(), Brings::Items { caller_sends: false }).await?;
         Ok(ItemStream::new(call, method.name()))
     }
 
@@ -257,8 +257,8 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Upload<Q, R, C>, CallError> {
         let travel = options.travel();
-        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::empty(method) };
-        let call = self.open(out, Brings::Items { caller_sends: true }).await?;
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
+        let call = self.open(out, method.name(), Brings::Items { caller_sends: true }).await?;
         let sender = ItemSender::new(Arc::new(call), method.name());
         Ok(Upload { sender, types: PhantomData })
     }
@@ -278,8 +278,9 @@ impl IpcClient {
         options: &CallOptions,
     ) -> Result<Halves<Q, R, C>, CallError> {
         let travel = options.travel();
-        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::empty(method) };
-        let call = Arc::new(self.open(out, Brings::Items { caller_sends: true }).await?);
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
+        let call =
+            Arc::new(self.open(out, method.name(), Brings::Items { caller_sends: true }).await?);
         let sender = ItemSender::new(Arc::clone(&call), method.name());
         Ok((sender, ItemStream::of(call, method.name())))
     }
@@ -296,16 +297,21 @@ impl IpcClient {
     {
         let travel = options.travel();
         let mut written = written(method, request, "request", travel.as_ref())?;
-        let out = Outgoing::written(method, &mut written, travel.as_ref());
-        self.call_with_travel(out, only_with_room).await
+        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        self.call_with_travel(out, method.name(), only_with_room).await
     }
 
-    async fn open(&self, mut out: Outgoing<'_>, brings: Brings) -> Result<OpenCall, CallError> {
+    async fn open(
+        &self,
+        mut out: Outgoing<'_>,
+        method: &'static str,
+        brings: Brings,
+    ) -> Result<OpenCall, CallError> {
         let core = &self.shared.core;
         let deadline = out.until().settle();
         let until = Until::from(deadline);
-        let (span, form) = (self.span(&out), out.form());
-        let start = |again| core.start(out.again(again), brings);
+        let (span, form) = (self.span(&out, method), out.form());
+        let start = |again: Option<&Again>| core.start(out.again(again), brings);
         let started = super::within(until, pin!(self.poll_start(until, start))).await;
         if let (Some(span), Err(_)) = (&span, &started) {
             span.end(code_of(&started));
