@@ -25,7 +25,7 @@ use crate::client::{
 };
 use crate::control::ControlSocket;
 use crate::endpoint;
-use crate::error::{CallError, ConnectError, timed};
+use crate::error::{CallError, ConnectError};
 use crate::handshake::ClientHello;
 use crate::link::Broken;
 use crate::payload::Payload;
@@ -343,9 +343,8 @@ impl IpcClient {
     #[inline]
     fn collect(&self, call: &Started, until: &mut Until) -> Result<Payload, CallError> {
         match self.wait_for(call, until) {
-            // Not by way of `timed` where there is no deadline: a result is large to be moved.
-            Some(outcome) if *until == Until::Never => self.shared.core.conclude(outcome),
-            Some(outcome) => timed(*until, self.shared.core.conclude(outcome)),
+            Some(outcome) if outcome.is_late(*until) => Err(CallError::DeadlineExceeded),
+            Some(outcome) => self.shared.core.conclude(outcome),
             None => {
                 self.shared.core.abandon(call.id);
                 Err(CallError::DeadlineExceeded)

@@ -20,7 +20,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use lapwing_proto::{
-    CallTable, Credit, Features, Flags, Goodbye, Header, Kind, Lookup, MessageId, Status,
+    CallTable, Code, Credit, Features, Flags, Goodbye, Header, Kind, Lookup, MessageId, Status,
     TraceContext, WireError, limits,
 };
 use lapwing_shm::{Doorbell, OwnBlock, Sleeper, Spin, Spinner, has_kept_buffers, sweep_buffers};
@@ -51,6 +51,20 @@ pub(crate) enum Outcome {
     // Boxed: it is rare, and the reply moves through several hands.
     Status(Box<Status>),
     Ended,
+}
+
+impl Outcome {
+    /// Whether it is the server's answer that the time of a call with a deadline was over: one answer, whichever side
+    /// found out first.
+    #[inline]
+    pub(crate) fn is_late(&self, until: Until) -> bool {
+        match self {
+            Outcome::Status(status) => {
+                status.code == Code::DeadlineExceeded && until != Until::Never
+            }
+            Outcome::Reply(_) | Outcome::Ended => false,
+        }
+    }
 }
 
 /// A call in the table. `Waiting` until its response comes or the connection ends; `Abandoned` when

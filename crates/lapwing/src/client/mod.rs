@@ -46,7 +46,7 @@ use crate::ambient::Ambient;
 use crate::bulk::Reserved;
 use crate::control::ControlSocket;
 use crate::endpoint;
-use crate::error::{CallError, ConnectError, EndReason, timed};
+use crate::error::{CallError, ConnectError, EndReason};
 use crate::handshake::ClientHello;
 use crate::methods;
 use crate::payload::Payload;
@@ -420,11 +420,10 @@ impl IpcClient {
         let (span, until) = (self.span(&out, method), out.until());
         // In their place before they are handed on: they are large to be moved.
         let work = pin!(self.call_now(out, only_with_room));
-        let done = match span {
+        match span {
             None => within(until, work).await,
             Some(span) => observed(span, pin!(within(until, work))).await,
-        };
-        timed(until, done)
+        }
     }
 
     async fn call_now(
@@ -466,6 +465,9 @@ impl IpcClient {
         .await;
         guard.id = None;
         core.taken();
+        if outcome.is_late(out.until()) {
+            return Err(CallError::DeadlineExceeded);
+        }
         core.conclude(outcome)
     }
 
