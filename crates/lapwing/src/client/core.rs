@@ -270,7 +270,7 @@ impl<'a> Outgoing<'a> {
     }
 
     /// The same once more, to be tried after it had to wait.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn again<'b>(&'b mut self, again: Option<&'b Again>) -> Outgoing<'b> {
         let what = match &mut self.what {
             What::Bytes(bytes) => What::Bytes(bytes),
@@ -288,7 +288,7 @@ impl<'a> Outgoing<'a> {
     }
 
     /// Bytes of the payload.
-    #[inline]
+    #[inline(always)]
     fn len(&self) -> usize {
         match &self.what {
             What::Bytes(bytes) => bytes.len(),
@@ -542,7 +542,7 @@ impl Core {
     }
 
     /// A frame that was put together, with the time that is left now.
-    #[inline]
+    #[inline(always)]
     fn send_written(
         &self,
         outbox: &mut Outbox,

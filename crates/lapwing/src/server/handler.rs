@@ -222,14 +222,22 @@ impl fmt::Debug for Handler {
 #[derive(Debug)]
 pub(crate) struct Panicked;
 
-/// What a panic left to be dropped, which may panic once more.
+/// Drops what a panic left, which may panic in turn, and what that leaves.
 #[cold]
-fn panicked(payload: Box<dyn Any + Send>) -> Panicked {
-    let dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
-    // What even that leaves is not worth a third try.
-    std::mem::forget(dropped);
+fn panicked(mut payload: Box<dyn Any + Send>) -> Panicked {
+    for _ in 0..PAYLOADS {
+        match catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            Ok(()) => return Panicked,
+            Err(next) => payload = next,
+        }
+    }
+    // One that goes on and on is better leaked.
+    std::mem::forget(payload);
     Panicked
 }
+
+/// Panics of panics' payloads that are looked after.
+const PAYLOADS: u32 = 8;
 
 /// Runs an inline handler.
 #[inline]
