@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lapwing::{
     Call, CallError, CallOptions, ClientOptions, ClientStream, Code, Duplex, IpcClient, IpcServer,
-    Postcard, ServerLimits, ServerStream, Sink, Source, Status, Transport, Unary, blocking,
+    Postcard, ServerLimits, ServerStream, Sink, Source, Spin, Status, Transport, Unary, blocking,
 };
 
 const ECHO: Unary<u64, u64> = Unary::new(0x0500, "storm.echo");
@@ -261,9 +261,14 @@ async fn storm_of_blocking_streams_leaves_nothing_behind() {
             client.disconnect();
             assert!(begun.elapsed() < Duration::from_secs(5), "nothing is left to wait for");
         };
-        let working = tokio::task::spawn_blocking(work);
-        let finished = tokio::time::timeout(Duration::from_secs(60), working).await;
-        finished.expect("no thread hangs").unwrap();
+        // Not one of the runtime's threads: it would wait for one that hangs.
+        let (over, finished) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            work();
+            let _ = over.send(());
+        });
+        let finished = tokio::time::timeout(Duration::from_secs(60), finished).await;
+        finished.expect("no thread hangs").expect("no thread fails");
     }
     settle(&storm).await;
 }
@@ -329,4 +334,33 @@ async fn settle(storm: &Storm) {
     let stats = storm.server.stats();
     assert_eq!((stats.misbehaved, stats.vanished, stats.panics), (0, 0, 0), "{stats:?}");
     assert!(stats.cancelled > 0, "some were given up: {stats:?}");
+}
+
+/// A leader that leaves calls another thread to lead. One that runs out of time at that very moment has to pass that on,
+/// or the third waits for ever.
+#[test]
+fn threads_that_run_out_of_time_leave_nobody_waiting() {
+    const ROUNDS: u64 = 500;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let storm = runtime.block_on(async { serve() });
+    let options = ClientOptions { spin: Spin::Never, ..ClientOptions::default() };
+    let client = blocking::IpcClient::connect_with(storm.server.path(), &options).unwrap();
+    let (over, finished) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut dice = Dice(7);
+        for _ in 0..ROUNDS {
+            let nap = 200 + dice.roll(100);
+            let limited = CallOptions::default().timeout(Duration::from_micros(nap));
+            std::thread::scope(|scope| {
+                let first = scope.spawn(|| client.call(NAP, &nap));
+                for _ in 0..3 {
+                    scope.spawn(|| client.call_with(NAP, &10_000, &limited));
+                }
+                assert_eq!(client.call(NAP, &2000).unwrap(), 2000);
+                assert_eq!(first.join().unwrap().unwrap(), nap);
+            });
+        }
+        let _ = over.send(());
+    });
+    finished.recv_timeout(Duration::from_secs(60)).expect("no thread hangs or fails");
 }

@@ -58,8 +58,7 @@ struct Shared {
     core: Core,
     poller: Poller,
     nudge: Arc<Nudge>,
-    /// Threads that are parked or about to be.
-    followers: AtomicUsize,
+    followers: Followers,
     drain: Duration,
 }
 
@@ -120,7 +119,7 @@ impl IpcClient {
         let poller = Poller::new(Some(&doorbell), core.socket.as_fd())?;
         let nudge = Arc::new(Nudge { asleep: AtomicBool::new(false), doorbell });
         let shared =
-            Shared { core, poller, nudge, followers: AtomicUsize::new(0), drain: options.drain };
+            Shared { core, poller, nudge, followers: Followers::default(), drain: options.drain };
         Ok(IpcClient { shared: Arc::new(shared) })
     }
 
@@ -432,12 +431,13 @@ impl IpcClient {
             }
             let waker = thread_waker(&self.shared.nudge);
             let done = || core.poll_call(call.id, Some(&waker));
-            if let Some(outcome) = self.follow(done, until) {
-                core.taken();
-                return Some(outcome);
-            }
-            if until.is_over() {
-                return None;
+            match self.follow(done, until) {
+                Followed::Answer(outcome) => {
+                    core.taken();
+                    return Some(outcome);
+                }
+                Followed::Late => return None,
+                Followed::Again => {}
             }
         }
     }
@@ -455,11 +455,10 @@ impl IpcClient {
                 self.hand_over();
                 return answer;
             }
-            if let Some(answer) = self.follow(|| done(&waker), until) {
-                return Some(answer);
-            }
-            if until.is_over() {
-                return None;
+            match self.follow(|| done(&waker), until) {
+                Followed::Answer(answer) => return Some(answer),
+                Followed::Late => return None,
+                Followed::Again => {}
             }
         }
     }
@@ -473,9 +472,9 @@ impl IpcClient {
 
     /// Parks until woken, unless `done` has an answer or nobody leads any more. `done` has
     /// registered this thread's waker.
-    fn follow<T>(&self, done: impl Fn() -> Option<T>, until: &mut Until) -> Option<T> {
+    fn follow<T>(&self, done: impl Fn() -> Option<T>, until: &mut Until) -> Followed<T> {
         let followers = &self.shared.followers;
-        followers.fetch_add(1, Ordering::Relaxed);
+        let ticket = followers.enter();
         // As in invariant T of the core: either this finds the receiving half free, or the leader that
         // has just left it finds this follower.
         self.shared.core.meet();
@@ -487,18 +486,25 @@ impl IpcClient {
             }
             answer = done();
         }
-        followers.fetch_sub(1, Ordering::Relaxed);
-        answer
+        let was_called = followers.leave(ticket);
+        let followed = match answer {
+            Some(answer) => Followed::Answer(answer),
+            None if until.is_over() => Followed::Late,
+            None => return Followed::Again,
+        };
+        // Called to lead, and it does not: another one has to.
+        if was_called {
+            followers.call_one();
+        }
+        followed
     }
 
     /// A leader has left: one of the others leads on.
     #[inline]
     fn hand_over(&self) {
         self.shared.core.taken();
-        if self.shared.followers.load(Ordering::Relaxed) > 0
-            && let Some(waker) = self.shared.core.any_waiting()
-        {
-            waker.wake();
+        if self.shared.followers.are_there() {
+            self.shared.followers.call_one();
         }
     }
 
@@ -627,6 +633,73 @@ impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
         if let Some(call) = self.call {
             self.client.shared.core.abandon(call.id);
+        }
+    }
+}
+
+/// How a thread that followed comes back.
+enum Followed<T> {
+    Answer(T),
+    /// The deadline came first.
+    Late,
+    /// It may have been called to lead.
+    Again,
+}
+
+/// Threads that are parked or about to be. A leader that leaves calls one of them, and who is called leads, or finds
+/// that another one does, or calls the next.
+#[derive(Debug, Default)]
+struct Followers {
+    /// How many there are.
+    count: AtomicUsize,
+    list: Mutex<FollowerList>,
+}
+
+#[derive(Debug, Default)]
+struct FollowerList {
+    tickets: u64,
+    /// The one that came last stands last.
+    followers: Vec<Follower>,
+}
+
+#[derive(Debug)]
+struct Follower {
+    ticket: u64,
+    thread: Thread,
+    called: bool,
+}
+
+impl Followers {
+    fn enter(&self) -> u64 {
+        let mut list = lock(&self.list);
+        list.tickets += 1;
+        let ticket = list.tickets;
+        list.followers.push(Follower { ticket, thread: thread::current(), called: false });
+        self.count.store(list.followers.len(), Ordering::Relaxed);
+        ticket
+    }
+
+    /// Whether it was called meanwhile.
+    fn leave(&self, ticket: u64) -> bool {
+        let mut list = lock(&self.list);
+        let at = list.followers.iter().position(|follower| follower.ticket == ticket);
+        let left = list.followers.remove(at.expect("it has entered, and leaves once"));
+        self.count.store(list.followers.len(), Ordering::Relaxed);
+        left.called
+    }
+
+    #[inline]
+    fn are_there(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > 0
+    }
+
+    /// Has the one lead that came last: replies come about in the order of the calls, so it has the longest to wait.
+    #[cold]
+    fn call_one(&self) {
+        let mut list = lock(&self.list);
+        if let Some(follower) = list.followers.last_mut() {
+            follower.called = true;
+            follower.thread.unpark();
         }
     }
 }

@@ -859,20 +859,6 @@ impl Core {
         self.offer_room();
     }
 
-    /// Anybody who waits, for a response or for room, to take over delivering.
-    pub(crate) fn any_waiting(&self) -> Option<Waker> {
-        let mut outbox = self.outbox();
-        let Outbox { calls, waiting, .. } = &mut *outbox;
-        let waiting_call = calls.iter_mut().find_map(|(_, call)| match call {
-            Call::Waiting { waker, .. } => waker.clone(),
-            Call::Stream(stream) => {
-                stream.reader.clone().or_else(|| stream.send.waiting().cloned())
-            }
-            _ => None,
-        });
-        waiting_call.or_else(|| waiting.front().map(|waiting| waiting.waker.clone()))
-    }
-
     /// Turns an outcome into what the caller gets.
     pub(crate) fn conclude(&self, outcome: Outcome) -> Result<Payload, CallError> {
         match outcome {
