@@ -51,8 +51,12 @@ impl Watching {
                 while show(&self.next().await.unwrap()) != "removed zz-mark" {}
                 return told;
             }
-            // One save may be told as several changes.
-            if told.last() != Some(&text) {
+            // One save may be told as several changes: a file that is made and written, as both.
+            let written = text.strip_prefix("modified ");
+            let follows_own = told.last().is_some_and(|last: &String| {
+                *last == text || written.is_some_and(|w| last.strip_prefix("created ") == Some(w))
+            });
+            if !follows_own {
                 told.push(text);
             }
         }
