@@ -114,8 +114,11 @@ fn wrong_descriptors_and_announcements_are_cut() {
         (
             "a block of a retired segment",
             |p| {
-                announce_well(p);
-                p.send(&told(Kind::SEGMENT_RETIRED, &SegmentRetired { segment: 0 }.encode()));
+                // In one piece: a frame in the ring must not come between the two.
+                let mut told_twice = told(Kind::SEGMENT, &announcement(0, 16, 4));
+                let retired = SegmentRetired { segment: 0 }.encode();
+                told_twice.extend(told(Kind::SEGMENT_RETIRED, &retired));
+                p.send_with(&told_twice, &[file(4 * BLOCK).as_fd()]);
                 ask(p, 0, 0, 1);
             },
             WireError::BadBlock,
