@@ -78,25 +78,24 @@ impl<T> CallTable<T> {
     /// # Errors
     ///
     /// [`Full`] with the value, if `capacity` calls are in flight.
-    #[inline]
     pub fn insert(&mut self, value: T) -> Result<MessageId, Full<T>> {
+        match self.vacancy() {
+            Some(vacancy) => Ok(vacancy.fill(value)),
+            None => Err(Full(value)),
+        }
+    }
+
+    /// A place for a call, or `None` if `capacity` calls are in flight.
+    #[inline(always)]
+    pub fn vacancy(&mut self) -> Option<Vacancy<'_, T>> {
         if self.live >= self.capacity {
-            return Err(Full(value));
+            return None;
         }
         let index = match self.first_free {
-            NO_SLOT => match self.grow() {
-                Some(index) => index,
-                None => return Err(Full(value)),
-            },
+            NO_SLOT => self.grow()?,
             index => index,
         };
-        let slot = &mut self.slots[index as usize];
-        if let State::Free { next } = slot.state {
-            self.first_free = next;
-        }
-        slot.state = State::Live(value);
-        self.live += 1;
-        Ok(id_of(index, slot.generation))
+        Some(Vacancy { table: self, index })
     }
 
     /// What `id` stands for.
@@ -125,6 +124,19 @@ impl<T> CallTable<T> {
             return None;
         }
         Some(self.end(index))
+    }
+
+    /// Ends the call with this id and drops its value where it stands; whether it was in flight.
+    #[inline(always)]
+    pub fn discard(&mut self, id: MessageId) -> bool {
+        let (index, generation) = parts_of(id);
+        let Some(slot) = self.slots.get_mut(index as usize) else { return false };
+        if slot.generation != generation || !slot.is_live() {
+            return false;
+        }
+        slot.state = after(&mut slot.generation, &mut self.first_free, index);
+        self.live -= 1;
+        true
     }
 
     /// Calls in flight.
@@ -181,13 +193,7 @@ impl<T> CallTable<T> {
     #[inline]
     fn end(&mut self, index: u32) -> T {
         let slot = &mut self.slots[index as usize];
-        let after = match slot.generation.checked_add(1) {
-            Some(generation) => {
-                slot.generation = generation;
-                State::Free { next: mem::replace(&mut self.first_free, index) }
-            }
-            None => State::Retired,
-        };
+        let after = after(&mut slot.generation, &mut self.first_free, index);
         self.live -= 1;
         match mem::replace(&mut slot.state, after) {
             State::Live(value) => value,
@@ -196,7 +202,42 @@ impl<T> CallTable<T> {
     }
 }
 
+/// What a slot is after its call: free, or never again.
+#[inline(always)]
+fn after<T>(generation: &mut u32, first_free: &mut u32, index: u32) -> State<T> {
+    match generation.checked_add(1) {
+        Some(next) => {
+            *generation = next;
+            State::Free { next: mem::replace(first_free, index) }
+        }
+        None => State::Retired,
+    }
+}
+
+/// A place that is free. Values are large to be moved: this is for one that is made where it stays.
+#[derive(Debug)]
+pub struct Vacancy<'a, T> {
+    table: &'a mut CallTable<T>,
+    index: u32,
+}
+
+impl<T> Vacancy<'_, T> {
+    /// Puts a call in and gives its id.
+    #[inline(always)]
+    pub fn fill(self, value: T) -> MessageId {
+        let Vacancy { table, index } = self;
+        let slot = &mut table.slots[index as usize];
+        if let State::Free { next } = slot.state {
+            table.first_free = next;
+        }
+        slot.state = State::Live(value);
+        table.live += 1;
+        id_of(index, slot.generation)
+    }
+}
+
 impl<T> Slot<T> {
+    #[inline]
     fn is_live(&self) -> bool {
         matches!(self.state, State::Live(_))
     }

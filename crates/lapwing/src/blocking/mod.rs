@@ -216,7 +216,7 @@ impl IpcClient {
         };
         let what = block.as_ref().map_or(What::Bytes(&payload), What::Block);
         let travel = travel.as_ref();
-        self.call_out(Outgoing { what, travel, ..Outgoing::plain(kind, &[]) }, "")
+        self.call_out(&mut Outgoing { what, travel, ..Outgoing::plain(kind, &[]) }, "")
     }
 
     /// Asks the connection itself for an answer, past every route; the time it took.
@@ -299,8 +299,8 @@ impl IpcClient {
                     |core: &Core, again: Option<&Again>| core.start_oneway(out.again(again));
                 return self.start(&mut Until::Never, start);
             }
-            WhenFull::Fail => at_once(core.start_oneway(out))?,
-            WhenFull::DropAndCount => match core.start_oneway(out) {
+            WhenFull::Fail => at_once(core.start_oneway(&mut out))?,
+            WhenFull::DropAndCount => match core.start_oneway(&mut out) {
                 Err(StartError::Full(_)) => core.counters.dropped(),
                 sent => at_once(sent)?,
             },
@@ -310,11 +310,11 @@ impl IpcClient {
     }
 
     fn call_kind(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
-        self.call_out(Outgoing::plain(kind, payload), "")
+        self.call_out(&mut Outgoing::plain(kind, payload), "")
     }
 
     #[inline]
-    fn call_out(&self, out: Outgoing<'_>, method: &'static str) -> Result<Payload, CallError> {
+    fn call_out(&self, out: &mut Outgoing<'_>, method: &'static str) -> Result<Payload, CallError> {
         if spans::are_wanted() {
             return self.call_observed(out, method);
         }
@@ -322,8 +322,12 @@ impl IpcClient {
     }
 
     #[cold]
-    fn call_observed(&self, out: Outgoing<'_>, method: &'static str) -> Result<Payload, CallError> {
-        observe(self.span(&out, method), || self.call_now(out))
+    fn call_observed(
+        &self,
+        out: &mut Outgoing<'_>,
+        method: &'static str,
+    ) -> Result<Payload, CallError> {
+        observe(self.span(out, method), || self.call_now(out))
     }
 
     /// `method` is its name, empty where that is not known.
@@ -332,7 +336,7 @@ impl IpcClient {
     }
 
     #[inline]
-    fn call_now(&self, mut out: Outgoing<'_>) -> Result<Payload, CallError> {
+    fn call_now(&self, out: &mut Outgoing<'_>) -> Result<Payload, CallError> {
         let mut until = out.until();
         let start = |core: &Core, again: Option<&Again>| core.start_call(out.again(again));
         let call = self.start(&mut until, start)?;

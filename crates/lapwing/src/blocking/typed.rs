@@ -28,7 +28,7 @@ impl IpcClient {
     {
         let mut written = written(method, request, "request", None)?;
         let reply =
-            self.call_out(Outgoing::written(kind_of(method), &mut written, None), method.name())?;
+            self.call_out(&mut Outgoing::written(kind_of(method), &mut written, None), method.name())?;
         read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 
@@ -48,8 +48,8 @@ impl IpcClient {
     {
         let travel = options.travel();
         let mut written = written(method, request, "request", travel.as_ref())?;
-        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
-        let reply = self.call_out(out, method.name())?;
+        let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let reply = self.call_out(&mut out, method.name())?;
         read::<R, C>(method.name(), "reply", reply, options.form())
     }
 
@@ -63,9 +63,9 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let mut written = written(method, request, "request", None)?;
-        let out = Outgoing::written(kind_of(method), &mut written, None);
+        let mut out = Outgoing::written(kind_of(method), &mut written, None);
         let reply = observe(self.span(&out, method.name()), || {
-            let call = at_once(self.shared.core.start_call(out))?;
+            let call = at_once(self.shared.core.start_call(&mut out))?;
             let mut until = Until::Never;
             self.sent(&mut until);
             self.collect(&call, &mut until)

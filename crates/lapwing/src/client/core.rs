@@ -239,8 +239,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) what: What<'a>,
     /// What its extension block carries, if it has one.
     pub(crate) travel: Option<&'a Travel<'a>>,
-    /// If it had to wait. By reference, as the other parts: this moves with every call.
-    pub(crate) again: Option<&'a Again>,
+    /// If it had to wait.
+    pub(crate) again: Option<Again>,
 }
 
 /// The payload of an [`Outgoing`].
@@ -271,13 +271,11 @@ impl<'a> Outgoing<'a> {
 
     /// The same once more, to be tried after it had to wait.
     #[inline(always)]
-    pub(crate) fn again<'b>(&'b mut self, again: Option<&'b Again>) -> Outgoing<'b> {
-        let what = match &mut self.what {
-            What::Bytes(bytes) => What::Bytes(bytes),
-            What::Written(written) => What::Written(written),
-            What::Block(block) => What::Block(block),
-        };
-        Outgoing { what, again, ..*self }
+    pub(crate) fn again(&mut self, again: Option<&Again>) -> &mut Outgoing<'a> {
+        if let Some(again) = again {
+            self.again = Some(*again);
+        }
+        self
     }
 
     /// What it waits for. A block has its place in bulk memory already.
@@ -312,7 +310,7 @@ impl<'a> Outgoing<'a> {
     /// The time that is left for it now.
     #[inline]
     fn left(&self) -> Option<Duration> {
-        let settled = self.again.and_then(|again| again.settled);
+        let settled = self.again.as_ref().and_then(|again| again.settled);
         settled.map_or(self.until(), Until::At).left()
     }
 }
@@ -411,7 +409,7 @@ impl Core {
         let mut outbox = lock(&self.outbox);
         let retired = self.retired.load(Ordering::Acquire);
         if retired != 0 {
-            outbox.calls.remove(MessageId::new(retired));
+            outbox.calls.discard(MessageId::new(retired));
             self.closed_one(&mut outbox);
             self.retired.store(0, Ordering::Release);
         }
@@ -453,7 +451,7 @@ impl Core {
     }
 
     /// Sends a request and enters its call, or neither. The peer's bell has been looked at.
-    pub(crate) fn start_call(&self, out: Outgoing<'_>) -> Result<Started, StartError> {
+    pub(crate) fn start_call(&self, out: &mut Outgoing<'_>) -> Result<Started, StartError> {
         self.start(out, Brings::Reply)
     }
 
@@ -462,14 +460,14 @@ impl Core {
     #[inline(always)]
     pub(crate) fn start_call_for(
         &self,
-        out: Outgoing<'_>,
+        out: &mut Outgoing<'_>,
         looks: impl FnOnce() -> bool,
     ) -> Result<Started, StartError> {
         self.start_with(out, Brings::Reply, looks)
     }
 
     #[inline(always)]
-    pub(crate) fn start(&self, out: Outgoing<'_>, brings: Brings) -> Result<Started, StartError> {
+    pub(crate) fn start(&self, out: &mut Outgoing<'_>, brings: Brings) -> Result<Started, StartError> {
         self.start_with(out, brings, || false)
     }
 
@@ -481,32 +479,34 @@ impl Core {
     #[inline(always)]
     fn start_with(
         &self,
-        out: Outgoing<'_>,
+        out: &mut Outgoing<'_>,
         brings: Brings,
         looks: impl FnOnce() -> bool,
     ) -> Result<Started, StartError> {
         let mut outbox = self.outbox();
         self.check_open(&outbox)?;
         let begun = self.counters.begin();
-        let call = match brings {
-            Brings::Reply => Call::Waiting { waker: None, kind: out.kind, begun },
-            Brings::Items { .. } => Call::Stream(Box::new(StreamCall::new(out.kind, begun))),
-        };
-        let room = out.room(true);
+        let (kind, room) = (out.kind, out.room(true));
         if !outbox.waiting.is_empty() {
-            outbox.take_turn(room, out.again)?;
+            outbox.take_turn(room, out.again.as_ref())?;
         }
-        let Ok(id) = outbox.calls.insert(call) else {
+        let Some(place) = outbox.calls.vacancy() else {
             return Err(StartError::Full(room));
+        };
+        let id = match brings {
+            Brings::Reply => place.fill(Call::Waiting { waker: None, kind, begun }),
+            Brings::Items { .. } => {
+                place.fill(Call::Stream(Box::new(StreamCall::new(kind, begun))))
+            }
         };
         let flags = match brings {
             Brings::Items { caller_sends: true } => Flags::REQUEST | Flags::STREAM,
             _ => Flags::REQUEST,
         };
-        let header = call_header(flags, out.kind, id);
-        let (kind, bytes) = (out.kind, out.len());
+        let header = call_header(flags, kind, id);
+        let bytes = out.len();
         if let Err(error) = self.send_out(&mut outbox, header, out, room) {
-            outbox.calls.remove(id);
+            outbox.calls.discard(id);
             return Err(outbox.refusal(error));
         }
         self.in_flight.store(outbox.calls.len() as u32, Ordering::Relaxed);
@@ -529,7 +529,7 @@ impl Core {
         &self,
         outbox: &mut Outbox,
         header: Header,
-        out: Outgoing<'_>,
+        out: &mut Outgoing<'_>,
         room: Room,
     ) -> Result<(), StartError> {
         match (&out.what, out.travel) {
@@ -537,7 +537,7 @@ impl Core {
                 outbox.sending.send(header, bytes).map_err(|e| self.refused(e, room))
             }
             (What::Written(_), _) => self.send_written(outbox, header, out, room),
-            _ => self.send_extended(outbox, header, &out, room),
+            _ => self.send_extended(outbox, header, out, room),
         }
     }
 
@@ -547,11 +547,11 @@ impl Core {
         &self,
         outbox: &mut Outbox,
         mut header: Header,
-        out: Outgoing<'_>,
+        out: &mut Outgoing<'_>,
         room: Room,
     ) -> Result<(), StartError> {
         let left = out.left();
-        let What::Written(written) = out.what else { unreachable!("the caller has looked") };
+        let What::Written(written) = &mut out.what else { unreachable!("the caller has looked") };
         if let Some(travel) = out.travel {
             if let Some(left) = left {
                 self.check_left(left)?;
@@ -660,13 +660,13 @@ impl Core {
     }
 
     /// Sends a message that has no answer.
-    pub(crate) fn start_oneway(&self, out: Outgoing<'_>) -> Result<(), StartError> {
+    pub(crate) fn start_oneway(&self, out: &mut Outgoing<'_>) -> Result<(), StartError> {
         let mut outbox = self.outbox();
         self.check_open(&outbox)?;
         let header = call_header(Flags::NONE, out.kind, MessageId::CONNECTION);
         let room = out.room(false);
         if !outbox.waiting.is_empty() {
-            outbox.take_turn(room, out.again)?;
+            outbox.take_turn(room, out.again.as_ref())?;
         }
         let bytes = out.len();
         self.send_out(&mut outbox, header, out, room).map_err(|e| outbox.refusal(e))?;
@@ -783,10 +783,16 @@ impl Core {
                 }
                 None
             }
-            Lookup::Live(_) => match self.close_call(&mut outbox, id) {
-                Some(Call::Done(outcome)) => Some(outcome),
-                _ => Some(Outcome::Ended),
-            },
+            Lookup::Live(Call::Done(outcome)) => {
+                let outcome = std::mem::replace(outcome, Outcome::Ended);
+                outbox.calls.discard(id);
+                self.closed_one(&mut outbox);
+                Some(outcome)
+            }
+            Lookup::Live(_) => {
+                self.close_call(&mut outbox, id);
+                Some(Outcome::Ended)
+            }
             Lookup::Ended | Lookup::NeverIssued => Some(Outcome::Ended),
         }
     }

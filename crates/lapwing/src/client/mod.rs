@@ -380,8 +380,8 @@ impl IpcClient {
                 let start = |again: Option<&Again>| core.start_oneway(out.again(again));
                 self.poll_start(Until::Never, start).await?;
             }
-            WhenFull::Fail => at_once(core.start_oneway(out))?,
-            WhenFull::DropAndCount => match core.start_oneway(out) {
+            WhenFull::Fail => at_once(core.start_oneway(&mut out))?,
+            WhenFull::DropAndCount => match core.start_oneway(&mut out) {
                 Err(StartError::Full(_)) => core.counters.dropped(),
                 sent => at_once(sent)?,
             },
