@@ -231,8 +231,8 @@ impl Body<'_> {
 /// none, the payload. Its buffer goes back to the thread it is dropped on.
 #[derive(Debug)]
 pub(crate) struct Written {
-    frame: Vec<u8>,
-    payload_at: usize,
+    /// There until it is dropped.
+    frame: Option<Box<Frame>>,
     /// Its extension block begins with a deadline.
     timed: bool,
 }
@@ -255,34 +255,46 @@ impl Written {
         metadata: &Metadata,
         form: Form,
     ) -> Result<Written, ExtensionError> {
-        let mut frame = Payload::buffer();
+        let mut frame = Frame::kept();
+        let bytes = &mut frame.bytes;
         let more = trace.is_some() || !metadata.is_empty() || form == Form::Json;
         match (more, timed) {
-            (false, false) => frame.extend_from_slice(&[0; Header::BYTES]),
-            (false, true) => frame.extend_from_slice(&TIMED),
+            (false, false) => bytes.extend_from_slice(&[0; Header::BYTES]),
+            (false, true) => bytes.extend_from_slice(&TIMED),
             (true, _) => {
-                frame.extend_from_slice(&[0; Header::BYTES]);
+                bytes.extend_from_slice(&[0; Header::BYTES]);
                 let remaining = timed.then_some(Duration::ZERO);
-                put_extensions(&mut frame, remaining, trace, metadata, form)?;
+                put_extensions(bytes, remaining, trace, metadata, form)?;
             }
         }
-        Ok(Written { payload_at: frame.len(), frame, timed })
+        frame.front = bytes.len();
+        Ok(Written { frame: Some(frame), timed })
+    }
+
+    #[inline]
+    fn frame(&self) -> &Frame {
+        self.frame.as_ref().expect("it is there until it is dropped")
+    }
+
+    #[inline]
+    fn frame_mut(&mut self) -> &mut Frame {
+        self.frame.as_mut().expect("it is there until it is dropped")
     }
 
     /// Where the payload is to be appended.
     #[inline]
     pub(crate) fn payload_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.frame
+        &mut self.frame_mut().bytes
     }
 
     #[inline]
     pub(crate) fn payload(&self) -> &[u8] {
-        &self.frame[self.payload_at..]
+        self.frame().payload()
     }
 
     #[inline]
     pub(crate) fn extension_bytes(&self) -> usize {
-        self.payload_at - Header::BYTES
+        self.frame().front - Header::BYTES
     }
 
     /// Says that this much time is left, in a frame that says so at all.
@@ -290,7 +302,7 @@ impl Written {
     pub(crate) fn set_remaining(&mut self, left: Duration) {
         debug_assert!(self.timed, "it was put together for a call with a deadline");
         let at = Header::BYTES + DEADLINE_VALUE_AT;
-        if let Some(value) = self.frame.get_mut(at..at + 8) {
+        if let Some(value) = self.frame_mut().bytes.get_mut(at..at + 8) {
             value.copy_from_slice(&micros(left).to_le_bytes());
         }
     }
@@ -306,7 +318,7 @@ const TIMED: [u8; Header::BYTES + DEADLINE_ALONE_BYTES] = {
 impl Drop for Written {
     #[inline]
     fn drop(&mut self) {
-        drop(Payload::from(std::mem::take(&mut self.frame)));
+        drop(self.frame.take().map(Payload::of));
     }
 }
 
@@ -400,14 +412,15 @@ impl Sending {
         mut header: Header,
         written: &mut Written,
     ) -> Result<(), SendError> {
-        if written.frame.len() - Header::BYTES > self.plain_max as usize {
-            let mut extension = written.frame[Header::BYTES..written.payload_at].to_vec();
-            return self.send_long(header, &mut extension, Body::Bytes(written.payload()));
+        let Frame { bytes, front, .. } = written.frame_mut();
+        if bytes.len() - Header::BYTES > self.plain_max as usize {
+            let mut extension = bytes[Header::BYTES..*front].to_vec();
+            return self.send_long(header, &mut extension, Body::Bytes(&bytes[*front..]));
         }
-        if written.extension_bytes() > 0 {
+        if *front > Header::BYTES {
             header.flags = header.flags | Flags::EXTENDED;
         }
-        self.send_in_place(header, &mut written.frame)
+        self.send_in_place(header, bytes)
     }
 
     /// As [`Sending::send`], with the extension block in `extension`, which may be empty for none and is used
@@ -1037,7 +1050,7 @@ pub(crate) struct CarriedMore {
 pub(crate) fn take_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
     match read_deadline_alone(&frame.bytes[Header::BYTES..]) {
         Some(remaining_us) => {
-            frame.extension = DEADLINE_ALONE_BYTES;
+            frame.front = Header::BYTES + DEADLINE_ALONE_BYTES;
             Ok(Carried { remaining: Some(Duration::from_micros(remaining_us)), more: None })
         }
         None => take_any_extensions(frame),
@@ -1060,7 +1073,7 @@ fn take_any_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
             _ => return Err(ExtensionError::UnknownCritical(BULK)),
         }
     }
-    frame.extension = frame.bytes.len() - Header::BYTES - rest.len();
+    frame.front = frame.bytes.len() - rest.len();
     Ok(Carried { remaining, more: Some(more) })
 }
 

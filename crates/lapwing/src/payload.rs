@@ -18,36 +18,53 @@ const KEPT_BYTES: usize = 80 * 1024;
 /// The most that a thread keeps in all, in bytes.
 const KEPT_BYTES_IN_ALL: usize = 8 * KEPT_BYTES;
 
-/// Buffers for reuse.
+/// Frames for reuse, in their boxes: so they are handed on by their address.
+#[derive(Default)]
+#[expect(clippy::vec_box, reason = "a frame stays in its box when it is kept, and is handed on with it")]
 struct Kept {
-    buffers: Vec<Vec<u8>>,
-    /// Capacities of all.
+    /// With buffers.
+    frames: Vec<Box<Frame>>,
+    /// Without: their buffers were taken.
+    shells: Vec<Box<Frame>>,
+    /// Capacities of all buffers.
     bytes: usize,
 }
 
 impl Kept {
+    const NONE: Kept = Kept { frames: Vec::new(), shells: Vec::new(), bytes: 0 };
+
     #[inline]
-    fn take(&mut self) -> Option<Vec<u8>> {
-        let buffer = self.buffers.pop()?;
-        self.bytes -= buffer.capacity();
-        Some(buffer)
+    fn take(&mut self) -> Option<Box<Frame>> {
+        let frame = self.frames.pop()?;
+        self.bytes -= frame.bytes.capacity();
+        Some(frame)
     }
 
     #[inline]
-    fn keep(&mut self, buffer: Vec<u8>) {
-        let bytes = self.bytes + buffer.capacity();
-        if self.buffers.len() < KEPT_BUFFERS && bytes <= KEPT_BYTES_IN_ALL {
+    fn keep(&mut self, frame: Box<Frame>) {
+        let capacity = frame.bytes.capacity();
+        if capacity == 0 {
+            return self.keep_shell(frame);
+        }
+        let bytes = self.bytes + capacity;
+        if self.frames.len() < KEPT_BUFFERS && bytes <= KEPT_BYTES_IN_ALL {
             self.bytes = bytes;
-            self.buffers.push(buffer);
+            self.frames.push(frame);
+        }
+    }
+
+    fn keep_shell(&mut self, shell: Box<Frame>) {
+        if self.shells.len() < KEPT_BUFFERS {
+            self.shells.push(shell);
         }
     }
 }
 
 thread_local! {
-    /// Buffers of payloads that were dropped on this thread. A thread that receives and drops, as a
+    /// Frames of payloads that were dropped on this thread. A thread that receives and drops, as a
     /// client's and an inline server's do, allocates nothing; payloads that are dropped elsewhere take
     /// their buffers along.
-    static KEPT: RefCell<Kept> = const { RefCell::new(Kept { buffers: Vec::new(), bytes: 0 }) };
+    static KEPT: RefCell<Kept> = const { RefCell::new(Kept::NONE) };
 }
 
 /// The payload of a request or a reply.
@@ -58,91 +75,111 @@ thread_local! {
 /// A payload that came through bulk memory holds a copy, or with
 /// [`CooperativePeers`](crate::CooperativePeers) the sender's block itself, which goes back to it when the
 /// payload is dropped.
-pub struct Payload {
-    bytes: Vec<u8>,
-    /// Bytes in front of the payload: a frame's header, or none.
-    start: usize,
-    /// Where a long payload is; then `bytes` is empty.
-    long: Option<Box<Long>>,
-}
+// One word: it goes through many hands, and what is larger is copied at each.
+pub struct Payload(Option<Box<Frame>>);
 
 impl Payload {
     /// An empty payload.
     #[must_use]
     pub const fn empty() -> Payload {
-        Payload { bytes: Vec::new(), start: 0, long: None }
+        Payload(None)
     }
 
     /// The bytes.
     #[must_use]
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        match &self.long {
-            None => &self.bytes[self.start..],
-            Some(long) => long.bytes(),
-        }
+        self.0.as_ref().map_or(&[], |frame| frame.payload())
     }
 
     /// The bytes in a vector of their own.
     #[must_use]
     pub fn into_vec(mut self) -> Vec<u8> {
-        let whole = self.start == 0 && self.long.is_none();
-        if whole { std::mem::take(&mut self.bytes) } else { self.bytes().to_vec() }
+        match &mut self.0 {
+            Some(frame) if frame.front == 0 && frame.long.is_none() => {
+                std::mem::take(&mut frame.bytes)
+            }
+            _ => self.bytes().to_vec(),
+        }
     }
 
-    /// An empty buffer of this thread's, for a payload to be made.
-    pub(crate) fn buffer() -> Vec<u8> {
-        KEPT.try_with(|kept| kept.borrow_mut().take()).ok().flatten().unwrap_or_default()
+    /// A payload that is appended to an empty buffer of this thread's.
+    #[inline]
+    pub(crate) fn write<E>(
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<Payload, E> {
+        let mut frame = Frame::kept();
+        write(&mut frame.bytes)?;
+        Ok(Payload(Some(frame)))
+    }
+
+    /// The same, in a frame that the payload stands behind the header and the extension block of.
+    #[inline]
+    pub(crate) fn of(frame: Box<Frame>) -> Payload {
+        Payload(Some(frame))
     }
 
     pub(crate) fn from_long(long: Long) -> Payload {
-        Payload { bytes: Vec::new(), start: 0, long: Some(Box::new(long)) }
+        let mut frame = Frame::shell();
+        frame.long = Some(Box::new(long));
+        Payload(Some(frame))
     }
 
     /// What stands behind the room for a header in `frame`, which is left empty but for that room.
     pub(crate) fn behind_header(frame: &mut Vec<u8>) -> Payload {
-        let bytes = std::mem::replace(frame, vec![0; Header::BYTES]);
-        Payload { bytes, start: Header::BYTES, long: None }
+        let mut shell = Frame::shell();
+        shell.bytes = std::mem::replace(frame, vec![0; Header::BYTES]);
+        shell.front = Header::BYTES;
+        Payload(Some(shell))
     }
 
     /// The block of this side's bulk memory that the payload lies in, if it does.
     pub(crate) fn own_block(&mut self) -> Option<&mut OwnBlock> {
-        match self.long.as_deref_mut() {
+        match self.0.as_deref_mut()?.long.as_deref_mut() {
             Some(Long::Own(block)) => Some(block),
             _ => None,
         }
     }
 }
 
-/// A frame that was received: its header and what follows, and a long payload apart.
+/// A frame that was received or is put together: its header and what follows, and a long payload apart.
 #[derive(Default, Debug)]
 pub(crate) struct Frame {
     /// Header, extension block if there is one, and the payload unless `long` has it.
     pub(crate) bytes: Vec<u8>,
-    /// Bytes of the extension block, once it was read.
-    pub(crate) extension: usize,
+    /// Bytes in front of the payload: the header, and the extension block once it was read.
+    pub(crate) front: usize,
     pub(crate) long: Option<Box<Long>>,
 }
 
 impl Frame {
+    /// An empty one with a buffer of this thread's, if it keeps some. Its payload stands at the front.
+    #[inline]
+    pub(crate) fn kept() -> Box<Frame> {
+        let kept = KEPT.try_with(|kept| kept.borrow_mut().take());
+        kept.ok().flatten().unwrap_or_else(Frame::shell)
+    }
+
+    /// An empty one without a buffer.
+    #[cold]
+    fn shell() -> Box<Frame> {
+        let kept = KEPT.try_with(|kept| kept.borrow_mut().shells.pop());
+        kept.ok().flatten().unwrap_or_default()
+    }
+
     /// The payload; behind the extension block only once that was read.
     #[inline]
     pub(crate) fn payload(&self) -> &[u8] {
         match &self.long {
-            None => &self.bytes[Header::BYTES + self.extension..],
+            None => &self.bytes[self.front..],
             Some(long) => long.bytes(),
         }
     }
 
-    /// Takes the payload, and leaves an empty buffer.
+    /// Takes the payload, and leaves an empty frame.
     #[inline]
-    pub(crate) fn take_payload(&mut self) -> Payload {
-        let long = self.long.take();
-        let bytes = std::mem::replace(&mut self.bytes, Payload::buffer());
-        if long.is_some() {
-            return Payload { bytes: Vec::new(), start: 0, long };
-        }
-        Payload { bytes, start: Header::BYTES + self.extension, long }
+    pub(crate) fn take_payload(self: &mut Box<Frame>) -> Payload {
+        Payload::of(std::mem::replace(self, Frame::kept()))
     }
 
     /// Gives memory back that only a long payload needed.
@@ -154,7 +191,7 @@ impl Frame {
     #[inline]
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
-        self.extension = 0;
+        self.front = Header::BYTES;
         self.long = None;
     }
 }
@@ -169,13 +206,13 @@ pub(crate) fn shrink(buffer: &mut Vec<u8>) {
 impl Drop for Payload {
     #[inline]
     fn drop(&mut self) {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        if bytes.capacity() == 0 || bytes.capacity() > KEPT_BYTES {
-            return;
-        }
-        bytes.clear();
+        let Some(mut frame) = self.0.take() else { return };
+        frame.bytes.clear();
+        frame.front = 0;
+        frame.long = None;
+        shrink(&mut frame.bytes);
         // A thread that is ending keeps nothing.
-        let _ = KEPT.try_with(|kept| kept.borrow_mut().keep(bytes));
+        let _ = KEPT.try_with(|kept| kept.borrow_mut().keep(frame));
     }
 }
 
@@ -195,7 +232,9 @@ impl AsRef<[u8]> for Payload {
 
 impl From<Vec<u8>> for Payload {
     fn from(bytes: Vec<u8>) -> Payload {
-        Payload { bytes, start: 0, long: None }
+        let mut frame = Frame::shell();
+        frame.bytes = bytes;
+        Payload(Some(frame))
     }
 }
 
@@ -207,7 +246,9 @@ impl From<Payload> for Vec<u8> {
 
 impl From<&[u8]> for Payload {
     fn from(bytes: &[u8]) -> Payload {
-        bytes.to_vec().into()
+        let mut frame = Frame::kept();
+        frame.bytes.extend_from_slice(bytes);
+        Payload(Some(frame))
     }
 }
 
@@ -228,10 +269,12 @@ impl fmt::Debug for Payload {
 mod tests {
     use super::*;
 
-    fn frame(payload: &[u8]) -> Frame {
-        let mut bytes = vec![0xEE; Header::BYTES];
-        bytes.extend_from_slice(payload);
-        Frame { bytes, extension: 0, long: None }
+    fn frame(payload: &[u8]) -> Box<Frame> {
+        let mut frame = Frame::kept();
+        frame.clear();
+        frame.bytes.extend_from_slice(&[0xEE; Header::BYTES]);
+        frame.bytes.extend_from_slice(payload);
+        frame
     }
 
     #[test]
@@ -250,32 +293,31 @@ mod tests {
         let first = frame(&[7; 5000]).take_payload();
         let address = first.bytes().as_ptr();
         drop(first);
-        let mut scratch = frame(&[8; 5000]);
-        let _second = scratch.take_payload();
-        assert_eq!(scratch.bytes.as_ptr().wrapping_add(Header::BYTES), address);
-        assert!(scratch.bytes.is_empty());
+        let second = frame(&[8; 5000]).take_payload();
+        assert_eq!(second.bytes().as_ptr(), address);
     }
 
     #[test]
     fn a_thread_keeps_a_bounded_number_of_bounded_buffers() {
-        for _ in 0..100 {
-            drop(Payload::from(vec![0; 1000]));
-        }
+        let drop_all = |bytes: &dyn Fn() -> Vec<u8>| {
+            drop((0..100).map(|_| Payload::from(bytes())).collect::<Vec<_>>());
+        };
+        drop_all(&|| vec![0; 1000]);
         drop(Payload::from(Vec::with_capacity(KEPT_BYTES + 1)));
         KEPT.with_borrow(|kept| {
-            assert_eq!(kept.buffers.len(), KEPT_BUFFERS);
-            assert!(kept.buffers.iter().all(|buffer| buffer.capacity() <= KEPT_BYTES));
+            assert_eq!(kept.frames.len(), KEPT_BUFFERS);
+            assert!(kept.frames.iter().all(|frame| frame.bytes.capacity() <= KEPT_BYTES));
         });
-        while let Some(buffer) = KEPT.with_borrow_mut(Kept::take) {
-            drop(buffer);
+        while let Some(frame) = KEPT.with_borrow_mut(Kept::take) {
+            drop(frame);
         }
-        for _ in 0..100 {
-            drop(Payload::from(vec![0; KEPT_BYTES]));
-        }
+        drop_all(&|| vec![0; KEPT_BYTES]);
         KEPT.with_borrow(|kept| {
-            assert_eq!(kept.buffers.len(), KEPT_BYTES_IN_ALL / KEPT_BYTES);
+            assert_eq!(kept.frames.len(), KEPT_BYTES_IN_ALL / KEPT_BYTES);
             assert_eq!(kept.bytes, KEPT_BYTES_IN_ALL);
         });
+        drop_all(&Vec::new);
+        KEPT.with_borrow(|kept| assert_eq!(kept.shells.len(), KEPT_BUFFERS));
     }
 
     #[test]

@@ -386,10 +386,8 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     }
 
     fn write(&self, item: &T) -> Result<Payload, CallError> {
-        let mut bytes = Payload::buffer();
         let failed = |source| CallError::Codec { method: self.method, what: "item", source };
-        self.call.form.encode::<T, C>(item, &mut bytes).map_err(failed)?;
-        Ok(bytes.into())
+        Payload::write(|bytes| self.call.form.encode::<T, C>(item, bytes).map_err(failed))
     }
 }
 

@@ -108,7 +108,7 @@ pub(crate) struct Outbox {
 #[derive(Debug)]
 pub(crate) struct Inbox {
     receiving: Receiving,
-    frame: Frame,
+    frame: Box<Frame>,
     pub(crate) sleeper: Option<Sleeper>,
     pub(crate) spinner: Spinner,
     /// Frames delivered so far: tells a driver whether anything moved.
@@ -362,7 +362,7 @@ impl Core {
         };
         let inbox = Inbox {
             receiving,
-            frame: Frame::default(),
+            frame: Box::default(),
             sleeper,
             spinner: Spinner::new(spin),
             delivered: 0,
@@ -993,7 +993,7 @@ impl Core {
     fn deliver_response(
         &self,
         header: &Header,
-        frame: &mut Frame,
+        frame: &mut Box<Frame>,
         mine: Option<&Started>,
     ) -> Result<Option<Outcome>, Broken> {
         if header.flags.contains(Flags::STREAM) {
@@ -1063,7 +1063,7 @@ impl Core {
 
     /// An item of a stream of replies.
     #[inline(never)]
-    fn deliver_item(&self, header: &Header, frame: &mut Frame) -> Result<(), Broken> {
+    fn deliver_item(&self, header: &Header, frame: &mut Box<Frame>) -> Result<(), Broken> {
         if header.flags.intersects(UNSUPPORTED | Flags::ERROR | Flags::EXTENDED) {
             return Err(misbehaved(WireError::BadFlags, "an item carries a flag that it may not"));
         }
@@ -1119,7 +1119,7 @@ impl Core {
     }
 
     #[inline(always)]
-    fn outcome(&self, header: &Header, frame: &mut Frame) -> Result<Outcome, Broken> {
+    fn outcome(&self, header: &Header, frame: &mut Box<Frame>) -> Result<Outcome, Broken> {
         if header.flags.intersects(UNSUPPORTED) {
             return Err(misbehaved(WireError::BadFlags, "a flag that was not agreed on"));
         }

@@ -130,13 +130,14 @@ pub(crate) fn expand(
         frame.bytes.truncate(end);
         frame.long = Some(Box::new(Long::Buffer(expanded)));
     } else {
-        let mut bytes = Payload::buffer();
-        bytes.extend_from_slice(&frame.bytes[..end]);
-        bytes.resize(end + length, 0);
-        expand_into(&mut bytes[end..], compressed)?;
+        let mut expanded = Frame::kept();
+        expanded.bytes.extend_from_slice(&frame.bytes[..end]);
+        expanded.bytes.resize(end + length, 0);
+        expand_into(&mut expanded.bytes[end..], compressed)?;
+        std::mem::swap(&mut frame.bytes, &mut expanded.bytes);
         frame.long = None;
         // The buffer that is given up goes back to this thread's.
-        drop(Payload::from(std::mem::replace(&mut frame.bytes, bytes)));
+        drop(Payload::of(expanded));
     }
     header.flags = header.flags.without(Flags::COMPRESSED);
     header.length = (end - Header::BYTES + length) as u32;
@@ -157,7 +158,7 @@ pub fn expand_payload(
     let kind = lapwing_proto::Kind::PING;
     let header = Header { flags: Flags::COMPRESSED, ..Header::connection(kind, 0) };
     let bytes = [&[0; Header::BYTES], compressed].concat();
-    let mut frame = Frame { bytes, ..Frame::default() };
+    let mut frame = Box::new(Frame { bytes, front: Header::BYTES, long: None });
     match expand(header, &mut frame, message_max) {
         Ok(header) => {
             let payload = frame.take_payload().into_vec();
@@ -191,7 +192,7 @@ mod tests {
 
     fn frame(payload: &[u8]) -> Frame {
         let bytes = [&[0xEE; Header::BYTES], payload].concat();
-        Frame { bytes, ..Frame::default() }
+        Frame { bytes, front: Header::BYTES, long: None }
     }
 
     fn text(length: usize) -> Vec<u8> {

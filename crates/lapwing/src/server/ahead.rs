@@ -26,7 +26,7 @@ pub(crate) struct Ahead {
 
 struct Waiting {
     header: Header,
-    frame: Frame,
+    frame: Box<Frame>,
     since: Instant,
 }
 
@@ -52,7 +52,7 @@ impl Ahead {
     pub(crate) fn next(
         &mut self,
         receiving: &mut Receiving,
-        frame: &mut Frame,
+        frame: &mut Box<Frame>,
     ) -> Result<Option<Header>, Broken> {
         while self.others.len() + self.priority.len() < FRAMES_AHEAD && self.bytes < BYTES_AHEAD {
             let Some(header) = receiving.next(frame)? else {
@@ -61,8 +61,7 @@ impl Ahead {
             self.bytes += header.length as usize;
             let overtakes = self.overtakes(&header);
             let since = Instant::now();
-            let empty = Frame { bytes: Payload::buffer(), ..Frame::default() };
-            let frame = std::mem::replace(frame, empty);
+            let frame = std::mem::replace(frame, Frame::kept());
             let queue = if overtakes { &mut self.priority } else { &mut self.others };
             queue.push_back(Waiting { header, frame, since });
         }
@@ -73,7 +72,7 @@ impl Ahead {
         self.bytes -= header.length as usize;
         self.waited = since.elapsed();
         // The buffer that is given up goes back to this thread's.
-        drop(std::mem::replace(frame, taken).take_payload());
+        drop(Payload::of(std::mem::replace(frame, taken)));
         Ok(Some(header))
     }
 }

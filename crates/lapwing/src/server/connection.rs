@@ -99,7 +99,7 @@ pub(crate) struct Connection {
     caller: Arc<Caller>,
     out: Arc<Out>,
     receiving: Receiving,
-    frame: Frame,
+    frame: Box<Frame>,
     /// From the first frame with priority on: frames are read ahead, so that such frames overtake others.
     ahead: Option<Box<Ahead>>,
     reply: Vec<u8>,
@@ -178,7 +178,7 @@ impl Connection {
                 backlog: Notify::new(),
             }),
             receiving,
-            frame: Frame::default(),
+            frame: Box::default(),
             ahead: None,
             reply: Vec::new(),
             reply_long: None,

@@ -138,9 +138,7 @@ fn unwritable(error: &CodecError) -> Status {
 }
 
 fn written<T, C: Encode<T>>(reply: &T, form: Form) -> Result<Payload, Status> {
-    let mut bytes = Payload::buffer();
-    form.encode::<T, C>(reply, &mut bytes).map_err(|e| unwritable(&e))?;
-    Ok(bytes.into())
+    Payload::write(|bytes| form.encode::<T, C>(reply, bytes).map_err(|e| unwritable(&e)))
 }
 
 /// A method together with what its handler must be; [`Builder::route`] takes both.
