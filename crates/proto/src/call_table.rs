@@ -95,7 +95,8 @@ impl<T> CallTable<T> {
             NO_SLOT => self.grow()?,
             index => index,
         };
-        Some(Vacancy { table: self, index })
+        let CallTable { slots, first_free, live, .. } = self;
+        Some(Vacancy { slot: slots.get_mut(index as usize)?, first_free, live, index })
     }
 
     /// What `id` stands for.
@@ -217,7 +218,9 @@ fn after<T>(generation: &mut u32, first_free: &mut u32, index: u32) -> State<T> 
 /// A place that is free. Values are large to be moved: this is for one that is made where it stays.
 #[derive(Debug)]
 pub struct Vacancy<'a, T> {
-    table: &'a mut CallTable<T>,
+    slot: &'a mut Slot<T>,
+    first_free: &'a mut u32,
+    live: &'a mut u32,
     index: u32,
 }
 
@@ -225,13 +228,14 @@ impl<T> Vacancy<'_, T> {
     /// Puts a call in and gives its id.
     #[inline(always)]
     pub fn fill(self, value: T) -> MessageId {
-        let Vacancy { table, index } = self;
-        let slot = &mut table.slots[index as usize];
+        let Vacancy { slot, first_free, live, index } = self;
         if let State::Free { next } = slot.state {
-            table.first_free = next;
+            *first_free = next;
         }
-        slot.state = State::Live(value);
-        table.live += 1;
+        // Nothing is lost: the slot is free. Where the old state could be dropped first, the value would be put
+        // together elsewhere and copied.
+        mem::forget(mem::replace(&mut slot.state, State::Live(value)));
+        *live += 1;
         id_of(index, slot.generation)
     }
 }
