@@ -20,7 +20,10 @@ const KEPT_BYTES_IN_ALL: usize = 8 * KEPT_BYTES;
 
 /// Frames for reuse, in their boxes: so they are handed on by their address.
 #[derive(Default)]
-#[expect(clippy::vec_box, reason = "a frame stays in its box when it is kept, and is handed on with it")]
+#[expect(
+    clippy::vec_box,
+    reason = "a frame stays in its box when it is kept, and is handed on with it"
+)]
 struct Kept {
     /// With buffers.
     frames: Vec<Box<Frame>>,

@@ -88,6 +88,12 @@ mod real {
             View::new(file, ring_bytes, Access::ReadWrite).map(OwnMemory)
         }
 
+        /// Asks for the line at `offset` to be brought near, to be written: a hint.
+        #[inline]
+        pub(crate) fn prefetch_to_write(&self, offset: usize) {
+            sys::prefetch_to_write(self.0.at(offset, 0).cast_const());
+        }
+
         /// Bytes of this segment's ring.
         #[must_use]
         pub fn ring_bytes(&self) -> u32 {
@@ -413,6 +419,9 @@ mod model {
     }
 
     impl OwnMemory {
+        /// Nothing: a hint changes no value.
+        pub(crate) fn prefetch_to_write(&self, _offset: usize) {}
+
         /// Bytes of the modelled ring.
         #[must_use]
         pub fn ring_bytes(&self) -> u32 {

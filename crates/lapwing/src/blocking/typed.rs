@@ -27,8 +27,8 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let mut written = written(method, request, "request", None)?;
-        let reply =
-            self.call_out(&mut Outgoing::written(kind_of(method), &mut written, None), method.name())?;
+        let reply = self
+            .call_out(&mut Outgoing::written(kind_of(method), &mut written, None), method.name())?;
         read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 

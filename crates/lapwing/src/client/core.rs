@@ -467,7 +467,11 @@ impl Core {
     }
 
     #[inline(always)]
-    pub(crate) fn start(&self, out: &mut Outgoing<'_>, brings: Brings) -> Result<Started, StartError> {
+    pub(crate) fn start(
+        &self,
+        out: &mut Outgoing<'_>,
+        brings: Brings,
+    ) -> Result<Started, StartError> {
         self.start_with(out, brings, || false)
     }
 

@@ -142,8 +142,6 @@ impl Producer {
     /// Takes the lines behind the next record's first one back from the peer's cache while there is
     /// time, so that the next burst does not wait for them. Call it when nothing more is to be
     /// published at once. The first line is left alone: the peer polls it.
-    ///
-    /// The words stored are of free space, which nobody reads before it is written again.
     #[inline]
     pub fn fetch_ahead(&mut self) {
         for line in 1..=LINES_AHEAD {
@@ -151,7 +149,7 @@ impl Producer {
             if position + LINE_BYTES as u64 - self.consumed > self.mask + 1 {
                 return;
             }
-            self.own.store(self.offset(position), 0, Ordering::Relaxed);
+            self.own.prefetch_to_write(self.offset(position));
         }
     }
 

@@ -14,7 +14,7 @@
 //! Mapping itself (`mapping.rs`) is POSIX, with the double mapping by fixed addresses.
 
 mod processor;
-pub(crate) use processor::prefetch;
+pub(crate) use processor::{prefetch, prefetch_to_write};
 
 #[cfg(target_os = "linux")]
 mod linux;
