@@ -19,6 +19,8 @@ const BLOCK_MS: Unary<u64, ()> = Unary::new(0x0503, "block");
 const BOMB: Unary<(), ()> = Unary::new(0x0504, "bomb");
 /// Answers when so many notes have come.
 const NOTED: Unary<u64, ()> = Unary::new(0x0505, "noted");
+/// Makes a note, and answers.
+const NOTE_CALL: Unary<(), ()> = Unary::new(0x0506, "note.call");
 
 /// Panics when it is dropped, unless a panic is under way.
 struct Bomb;
@@ -33,6 +35,7 @@ struct Fixture {
     runtime: Runtime,
     server: IpcServer,
     path: std::path::PathBuf,
+    notes: Arc<AtomicUsize>,
     _folder: tempfile::TempDir,
 }
 
@@ -42,7 +45,7 @@ fn serve(calls_in_flight: u32) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("turns.sock");
     let notes = Arc::new(AtomicUsize::new(0));
-    let noted = Arc::clone(&notes);
+    let [noted, called, kept] = std::array::from_fn(|_| Arc::clone(&notes));
     let entered = runtime.enter();
     let server = IpcServer::builder()
         .bind(&path)
@@ -66,6 +69,10 @@ fn serve(calls_in_flight: u32) -> Fixture {
             std::thread::sleep(Duration::from_millis(ms));
             Ok(())
         })
+        .route(NOTE_CALL, move |_: Call, (): ()| {
+            called.fetch_add(1, Ordering::SeqCst);
+            async { Ok(()) }
+        })
         .route(BOMB, |_: Call, (): ()| async {
             std::panic::panic_any(Bomb);
             #[allow(unreachable_code)]
@@ -83,7 +90,7 @@ fn serve(calls_in_flight: u32) -> Fixture {
         .serve()
         .unwrap();
     drop(entered);
-    Fixture { runtime, server, path, _folder: folder }
+    Fixture { runtime, server, path, notes: kept, _folder: folder }
 }
 
 fn options(transport: Transport) -> ClientOptions {
@@ -243,4 +250,35 @@ fn panic_whose_payload_panics_when_dropped_is_internal_and_the_connection_goes_o
         assert!(matches!(&error, CallError::Status(s) if s.code == Code::Internal), "{error}");
     }
     client.call(NAP_MS, &0).unwrap();
+}
+
+#[test]
+fn call_whose_time_is_over_before_the_server_reads_it_never_starts() {
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        let fixture = serve(64);
+        let client = blocking::IpcClient::connect_with(&fixture.path, &options(transport)).unwrap();
+        std::thread::scope(|scope| {
+            // It holds up its connection: what comes behind it is not read.
+            let busy = scope.spawn(|| client.call(BLOCK_MS, &300));
+            std::thread::sleep(Duration::from_millis(100));
+            let late = lapwing::CallOptions::default().timeout(Duration::from_millis(20));
+            let noted = client.call_with(NOTE_CALL, &(), &late);
+            assert!(matches!(noted, Err(CallError::DeadlineExceeded)), "{noted:?}");
+            let in_time = lapwing::CallOptions::default().timeout(PATIENCE);
+            client.call_with(NOTED, &0, &in_time).unwrap();
+            busy.join().unwrap().unwrap();
+        });
+        // No note was made by the one that was late, and one is by one that is not.
+        client.call(NOTE_CALL, &()).unwrap();
+        client.call(NOTED, &1).unwrap();
+        assert_eq!(fixture.notes.load(Ordering::SeqCst), 1, "{transport:?}");
+        client.disconnect();
+        let until = std::time::Instant::now() + PATIENCE;
+        while fixture.server.connections() > 0 {
+            assert!(std::time::Instant::now() < until, "the connection is left");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let stats = fixture.server.stats();
+        assert_eq!((stats.cancelled, stats.late, stats.misbehaved), (1, 0, 0), "{stats:?}");
+    }
 }

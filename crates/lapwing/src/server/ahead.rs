@@ -1,4 +1,5 @@
-//! Frames read ahead, so that those with priority are dispatched before others.
+//! Frames read ahead: those with priority are dispatched before others, and a call that is given up meanwhile never
+//! starts.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -22,12 +23,16 @@ pub(crate) struct Ahead {
     bytes: usize,
     /// How long the frame that was taken last had waited.
     waited: Duration,
+    /// Whether its call was given up meanwhile.
+    given_up: bool,
 }
 
 struct Waiting {
     header: Header,
     frame: Box<Frame>,
     since: Instant,
+    /// It is a request whose Cancel has come.
+    given_up: bool,
 }
 
 impl Ahead {
@@ -38,6 +43,29 @@ impl Ahead {
         header.flags.contains(Flags::PRIORITY) || header.kind == Kind::CANCEL && !waiting.any(waits)
     }
 
+    /// Marks the request that waits here and that this frame gives up; whether there is one. A second such frame for it
+    /// is none.
+    fn is_given_up_by(&mut self, cancel: &Header) -> bool {
+        if cancel.kind != Kind::CANCEL || cancel.flags != Flags::NONE || cancel.length > 0 {
+            return false;
+        }
+        let mut waiting = self.priority.iter_mut().chain(&mut self.others);
+        let request = waiting.find(|w| w.header.id == cancel.id && w.header.flags.is_request());
+        request.is_some_and(|request| !std::mem::replace(&mut request.given_up, true))
+    }
+
+    /// Lets a frame that was not read ahead wait as the first, while nothing else does.
+    pub(crate) fn put(&mut self, header: Header, frame: Box<Frame>) {
+        debug_assert!(self.is_empty(), "it would overtake");
+        self.bytes += header.length as usize;
+        self.others.push_back(Waiting { header, frame, since: Instant::now(), given_up: false });
+    }
+
+    /// The next frame is not taken from here.
+    pub(crate) fn pass(&mut self) {
+        (self.waited, self.given_up) = (Duration::ZERO, false);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.priority.is_empty() && self.others.is_empty()
     }
@@ -45,6 +73,11 @@ impl Ahead {
     /// How long the frame that was taken last had waited here.
     pub(crate) fn waited(&self) -> Duration {
         self.waited
+    }
+
+    /// Whether the frame that was taken last is of a call that was given up.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up
     }
 
     /// Reads what is there, and takes the frame whose turn it is into `frame`.
@@ -58,19 +91,23 @@ impl Ahead {
             let Some(header) = receiving.next(frame)? else {
                 break;
             };
+            if self.is_given_up_by(&header) {
+                continue;
+            }
             self.bytes += header.length as usize;
             let overtakes = self.overtakes(&header);
             let since = Instant::now();
             let frame = std::mem::replace(frame, Frame::kept());
             let queue = if overtakes { &mut self.priority } else { &mut self.others };
-            queue.push_back(Waiting { header, frame, since });
+            queue.push_back(Waiting { header, frame, since, given_up: false });
         }
         let next = self.priority.pop_front().or_else(|| self.others.pop_front());
-        let Some(Waiting { header, frame: taken, since }) = next else {
+        let Some(Waiting { header, frame: taken, since, given_up }) = next else {
+            self.pass();
             return Ok(None);
         };
         self.bytes -= header.length as usize;
-        self.waited = since.elapsed();
+        (self.waited, self.given_up) = (since.elapsed(), given_up);
         // The buffer that is given up goes back to this thread's.
         drop(Payload::of(std::mem::replace(frame, taken)));
         Ok(Some(header))

@@ -47,6 +47,10 @@ const FRAMES_PER_TURN: usize = 64;
 /// because a few bytes in a ring expand to many.
 const BYTES_OF_A_FRAME: usize = 64 * 1024;
 
+/// Of calls that came during a turn that lasted as long, the time may be over: frames are read ahead then, to see which
+/// were given up.
+const LONG_TURN: Duration = Duration::from_millis(1);
+
 /// Turns before other tasks of the runtime get theirs.
 const TURNS: usize = 16;
 
@@ -100,8 +104,13 @@ pub(crate) struct Connection {
     out: Arc<Out>,
     receiving: Receiving,
     frame: Box<Frame>,
-    /// From the first frame with priority on: frames are read ahead, so that such frames overtake others.
+    /// Frames that were read ahead, from the first time on that some were.
     ahead: Option<Box<Ahead>>,
+    /// From the first frame with priority on, so that such frames overtake others; and after a long turn.
+    reads_ahead: bool,
+    sees_priority: bool,
+    /// When the last turn ended, or the sleep after it.
+    turned_at: Instant,
     reply: Vec<u8>,
     /// A long reply, instead of `reply`.
     reply_long: Option<Payload>,
@@ -180,6 +189,9 @@ impl Connection {
             receiving,
             frame: Box::default(),
             ahead: None,
+            reads_ahead: false,
+            sees_priority: false,
+            turned_at: Instant::now(),
             reply: Vec::new(),
             reply_long: None,
             socket,
@@ -348,7 +360,8 @@ impl Connection {
         }
         let since = Instant::now();
         self.wait().await?;
-        self.spinner.slept(since.elapsed());
+        self.turned_at = Instant::now();
+        self.spinner.slept(self.turned_at.duration_since(since));
         Ok(())
     }
 
@@ -442,17 +455,21 @@ impl Connection {
                 progress = Progress::Saturated;
                 break;
             }
-            let next = match &mut self.ahead {
-                None => self.receiving.next(&mut self.frame)?,
-                Some(ahead) => ahead.next(&mut self.receiving, &mut self.frame)?,
-            };
+            let (next, straight) = self.next_frame()?;
             let Some(header) = next else {
                 break;
             };
-            left = left.saturating_sub(1 + header.length as usize / BYTES_OF_A_FRAME);
+            let is_first = matches!(progress, Progress::Nothing);
             progress = Progress::Frames;
-            if header.flags.contains(Flags::PRIORITY) && self.ahead.is_none() {
-                self.ahead = Some(Box::default());
+            if straight && !is_first && self.may_be_late(&header) {
+                self.reads_ahead = true;
+                let frame = std::mem::replace(&mut self.frame, Frame::kept());
+                self.ahead.get_or_insert_default().put(header, frame);
+                continue;
+            }
+            left = left.saturating_sub(1 + header.length as usize / BYTES_OF_A_FRAME);
+            if header.flags.contains(Flags::PRIORITY) {
+                (self.sees_priority, self.reads_ahead) = (true, true);
             }
             if let Some(blocked) = self.handle(shared, cx, &header)? {
                 progress = Progress::Blocked(blocked);
@@ -462,8 +479,32 @@ impl Connection {
         if !matches!(progress, Progress::Nothing) {
             lock(&self.out.outbox).sending.flush()?;
             while !self.calls.is_empty() && self.calls.try_join_next().is_some() {}
+            let now = Instant::now();
+            let was_long = now.duration_since(self.turned_at) >= LONG_TURN;
+            self.reads_ahead = self.sees_priority || was_long;
+            self.turned_at = now;
         }
         Ok(progress)
+    }
+
+    /// The next frame, and whether it comes straight from the transport.
+    #[inline(always)]
+    fn next_frame(&mut self) -> Result<(Option<Header>, bool), Broken> {
+        let Self { ahead, receiving, frame, reads_ahead, .. } = self;
+        if *reads_ahead || ahead.is_some() {
+            let ahead = ahead.get_or_insert_default();
+            if *reads_ahead || !ahead.is_empty() {
+                return Ok((ahead.next(receiving, frame)?, false));
+            }
+            ahead.pass();
+        }
+        Ok((receiving.next(frame)?, true))
+    }
+
+    /// Whether the time of a call may be over that came while this turn lasted: that it was given up is said behind it.
+    #[inline]
+    fn may_be_late(&self, header: &Header) -> bool {
+        header.flags.contains(Flags::EXTENDED) && self.turned_at.elapsed() >= LONG_TURN
     }
 
     fn is_saturated(&self) -> bool {
@@ -526,6 +567,14 @@ impl Connection {
         }
         if let Some(Carried { remaining: Some(Duration::ZERO), .. }) = carried {
             return self.fail(header, &CallEnd::DeadlineExceeded.status());
+        }
+        if self.ahead.as_ref().is_some_and(|ahead| ahead.is_given_up()) {
+            let mut outbox = lock(&self.out.outbox);
+            // The word that it is given up.
+            outbox.tally.received += 1;
+            outbox.tally.cancelled += 1;
+            drop(outbox);
+            return self.fail(header, &CallEnd::Cancelled.status());
         }
         match &route.handler {
             Handler::Inline(handler) => {
