@@ -116,7 +116,7 @@ impl Payload {
         Ok(Payload(Some(frame)))
     }
 
-    /// The same, in a frame that the payload stands behind the header and the extension block of.
+    /// The payload of a frame, which goes along with it.
     #[inline]
     pub(crate) fn of(frame: Box<Frame>) -> Payload {
         Payload(Some(frame))

@@ -260,7 +260,11 @@ fn call_whose_time_is_over_before_the_server_reads_it_never_starts() {
         std::thread::scope(|scope| {
             // It holds up its connection: what comes behind it is not read.
             let busy = scope.spawn(|| client.call(BLOCK_MS, &300));
-            std::thread::sleep(Duration::from_millis(100));
+            let until = std::time::Instant::now() + PATIENCE;
+            while client.stats().sent == 0 {
+                assert!(std::time::Instant::now() < until, "it is not sent");
+                std::thread::yield_now();
+            }
             let late = lapwing::CallOptions::default().timeout(Duration::from_millis(20));
             let noted = client.call_with(NOTE_CALL, &(), &late);
             assert!(matches!(noted, Err(CallError::DeadlineExceeded)), "{noted:?}");
