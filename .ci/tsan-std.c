@@ -38,8 +38,31 @@ SLOW_PATH(WRAP_RWLOCK_WRITE, , __tsan_acquire((void *)a))
 /* A condition variable gives its mutex (the second argument) up, and takes it again. */
 SLOW_PATH(WRAP_CONDVAR_WAIT, __tsan_release((void *)b), __tsan_acquire((void *)b))
 SLOW_PATH(WRAP_CONDVAR_WAIT_TIMEOUT, __tsan_release((void *)b), __tsan_acquire((void *)b))
-/* A cell initialized: by this thread, which publishes it, or by another, which has published it. */
-SLOW_PATH(WRAP_ONCE_CALL, , (__tsan_release((void *)a), __tsan_acquire((void *)a)))
+/* A cell initialized: by another thread, which has published it, or by this one. std publishes right after the
+ * initializer, a `&mut dyn FnMut`, and other threads may look at once: so the release has to stand at the
+ * initializer's end and not behind the call. The initializer is handed on in a wrapping of the same type. */
+enum { VTABLE_CALL_MUT = 4, VTABLE_WORDS };
+struct initializer {
+    word data;
+    word (*call)(word, word);
+    void *once;
+};
+static word initialize_and_release(word wrapped, word state) {
+    struct initializer *real = (struct initializer *)wrapped;
+    word result = real->call(real->data, state);
+    __tsan_release(real->once);
+    return result;
+}
+extern word REAL(WRAP_ONCE_CALL)(word, word, word, word, word, word);
+word WRAP(WRAP_ONCE_CALL)(word once, word ignore_poison, word data, word vtable, word e, word f) {
+    word *methods = (word *)vtable;
+    struct initializer real = {data, (word (*)(word, word))methods[VTABLE_CALL_MUT], (void *)once};
+    /* Drop, size and align are those of a reference's target that std never drops. */
+    word wrapped[VTABLE_WORDS] = {0, sizeof real, sizeof(word), 0, (word)initialize_and_release};
+    word result = REAL(WRAP_ONCE_CALL)(once, ignore_poison, (word)&real, (word)wrapped, e, f);
+    __tsan_acquire((void *)once);
+    return result;
+}
 /* A scoped thread counts itself out; `scope`, which is inlined, reads that counter with acquire. It is
  * one of the structure's three words, which one is for the compiler to choose. */
 SLOW_PATH(WRAP_SCOPE_DECREMENT,
