@@ -14,6 +14,7 @@ const LATER: u16 = 0x0402;
 const COUNT: u16 = 0x0403;
 const PANIC: u16 = 0x0404;
 const LARGE: u16 = 0x0405;
+const COUNT_LATER: u16 = 0x0406;
 
 struct Fixture {
     server: IpcServer,
@@ -26,7 +27,7 @@ fn serve(spin: Spin) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.sock");
     let counted = Arc::new(AtomicU64::new(0));
-    let counter = Arc::clone(&counted);
+    let [counter, later_counter] = [&counted; 2].map(Arc::clone);
     let server = IpcServer::builder()
         .bind(&path)
         .unwrap()
@@ -49,6 +50,14 @@ fn serve(spin: Spin) -> Fixture {
         .route_inline(COUNT, "count", move |_, request, _| {
             counter.fetch_add(request.len() as u64, Ordering::Relaxed);
             Ok(())
+        })
+        .route_raw(COUNT_LATER, "count.later", move |request: Request| {
+            let counter = Arc::clone(&later_counter);
+            async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                counter.fetch_add(request.payload.len() as u64, Ordering::Relaxed);
+                Ok::<_, Status>(Vec::new())
+            }
         })
         .route_inline(PANIC, "panic", |_, request, _| {
             assert!(request.is_empty(), "as asked");
@@ -284,6 +293,81 @@ fn blocking_calls_longer_than_a_socket_s_buffer_fill_the_table_and_come_back() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disconnect_waits_for_what_was_sent_one_way() {
+    for (transport, spin) in every_way() {
+        let fixture = serve(spin);
+        let counted = Arc::clone(&fixture.counted);
+        let client =
+            IpcClient::connect_with(&fixture.path, options(transport, spin)).await.unwrap();
+        for _ in 0..10 {
+            client.send_oneway(COUNT_LATER, &[1; 10]).await.unwrap();
+        }
+        // Clones may disconnect at once: all of them wait.
+        let disconnects = [client.clone(), client.clone()].map(|client| {
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                client.disconnect().await;
+                counted.load(Ordering::Relaxed)
+            })
+        });
+        for disconnect in disconnects {
+            assert_eq!(disconnect.await.unwrap(), 100, "{transport:?} {spin:?}");
+        }
+        assert_eq!(client.state(), ConnectionState::Closed(EndReason::ClosedHere));
+        let path = fixture.path.clone();
+        tokio::task::spawn_blocking(move || {
+            let client =
+                blocking::IpcClient::connect_with(&path, &options(transport, spin)).unwrap();
+            for _ in 0..10 {
+                client.send_oneway(COUNT_LATER, &[1; 10]).unwrap();
+            }
+            client.disconnect();
+            assert_eq!(counted.load(Ordering::Relaxed), 200, "{transport:?} {spin:?}");
+            assert_eq!(client.state(), ConnectionState::Closed(EndReason::ClosedHere));
+        })
+        .await
+        .unwrap();
+        let stats = fixture.server.stats();
+        assert_eq!((stats.closed, stats.vanished), (2, 0), "{stats:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_a_client_that_is_dropped_at_once_arrive() {
+    const ROUNDS: u64 = 50;
+    let send = |n: u64| if n.is_multiple_of(2) { COUNT } else { COUNT_LATER };
+    for (transport, spin) in every_way() {
+        let fixture = serve(spin);
+        let path = fixture.path.clone();
+        for _ in 0..ROUNDS {
+            let client = IpcClient::connect_with(&path, options(transport, spin)).await.unwrap();
+            for n in 0..10 {
+                client.send_oneway(send(n), &[1; 10]).await.unwrap();
+            }
+        }
+        let blocking = tokio::task::spawn_blocking(move || {
+            for _ in 0..ROUNDS {
+                let client =
+                    blocking::IpcClient::connect_with(&path, &options(transport, spin)).unwrap();
+                for n in 0..10 {
+                    client.send_oneway(send(n), &[1; 10]).unwrap();
+                }
+            }
+        });
+        blocking.await.unwrap();
+        let Fixture { server, counted, .. } = &fixture;
+        let ended = || {
+            let stats = server.stats();
+            stats.closed + stats.vanished + stats.misbehaved == 2 * ROUNDS
+        };
+        tokio::task::block_in_place(|| eventually(ended));
+        assert_eq!(counted.load(Ordering::Relaxed), 2 * ROUNDS * 100, "{transport:?} {spin:?}");
+        let stats = server.stats();
+        assert_eq!((stats.closed, stats.vanished), (2 * ROUNDS, 0), "{transport:?} {stats:?}");
+    }
+}
+
 /// Waits for something that comes without anything to await.
 fn eventually(is_so: impl Fn() -> bool) {
     let begun = std::time::Instant::now();
@@ -338,7 +422,7 @@ async fn describe_and_ping_are_answered_by_the_connection() {
     client.ping().await.unwrap();
     let methods = client.describe().await.unwrap();
     let names: Vec<_> = methods.iter().map(|method| &*method.name).collect();
-    assert_eq!(names, ["bytes", "echo", "later", "count", "panic", "large"]);
+    assert_eq!(names, ["bytes", "echo", "later", "count", "count.later", "panic", "large"]);
 }
 
 #[tokio::test]

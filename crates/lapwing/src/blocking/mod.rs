@@ -279,15 +279,15 @@ impl IpcClient {
         methods::agreement(&self.shared.core)
     }
 
-    /// Ends the connection: no new calls, calls in flight of other threads finish or meet the drain
-    /// time, then it is closed, for all clones.
+    /// Ends the connection: no new calls, calls in flight of other threads and one-way messages that were sent
+    /// finish or meet the drain time, then it is closed, for all clones.
     pub fn disconnect(&self) {
         let core = &self.shared.core;
         core.say_goodbye();
         let mut until = Instant::now().checked_add(self.shared.drain).into();
-        // The replies to calls that were given up are waited for by nobody else.
-        let drained = |waker: &Waker| core.poll_drained(waker).then_some(());
-        let _ = self.wait_until(&mut until, drained);
+        // The server closes when nothing of this connection is left to do.
+        let over = |waker: &Waker| core.poll_end(waker).then_some(());
+        let _ = self.wait_until(&mut until, over);
         core.close();
     }
 

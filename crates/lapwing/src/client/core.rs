@@ -99,9 +99,8 @@ pub(crate) struct Outbox {
     /// Who waits for room, in order: see [`Turn`].
     waiting: VecDeque<Waiting>,
     tickets: u64,
-    said_goodbye: bool,
-    /// Who waits for the last call in flight to end.
-    drained: Option<Waker>,
+    /// Who wait for the end of the connection.
+    leaving: Vec<Waker>,
 }
 
 /// The receiving half and how it waits.
@@ -133,12 +132,12 @@ pub(crate) struct Core {
     retired: AtomicU64,
     /// Invariant T.
     meeting: AtomicBool,
-    /// Somebody waits for the last call in flight to end.
-    drain_wanted: AtomicBool,
     /// Whether anybody waits for room; written under `outbox`.
     room_wanted: AtomicBool,
     /// The server said goodbye: no new calls.
     draining: AtomicBool,
+    /// This side did: no new calls either. Written under `outbox`.
+    said_goodbye: AtomicBool,
     end: OnceLock<EndReason>,
 }
 
@@ -357,8 +356,7 @@ impl Core {
             answers: VecDeque::new(),
             waiting: VecDeque::new(),
             tickets: 0,
-            said_goodbye: false,
-            drained: None,
+            leaving: Vec::new(),
         };
         let inbox = Inbox {
             receiving,
@@ -379,9 +377,9 @@ impl Core {
             streams: AtomicU32::new(0),
             retired: AtomicU64::new(0),
             meeting: AtomicBool::new(false),
-            drain_wanted: AtomicBool::new(false),
             room_wanted: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            said_goodbye: AtomicBool::new(false),
             end: OnceLock::new(),
         }
     }
@@ -428,8 +426,6 @@ impl Core {
         self.meet();
         if self.room_wanted() {
             self.offer_room();
-        } else if self.drain_wanted.load(Ordering::Relaxed) {
-            drop(self.outbox());
         }
     }
 
@@ -488,7 +484,7 @@ impl Core {
         looks: impl FnOnce() -> bool,
     ) -> Result<Started, StartError> {
         let mut outbox = self.outbox();
-        self.check_open(&outbox)?;
+        self.check_open()?;
         let begun = self.counters.begin();
         let (kind, room) = (out.kind, out.room(true));
         if !outbox.waiting.is_empty() {
@@ -629,7 +625,7 @@ impl Core {
         again: Option<&Again>,
     ) -> Result<Reserved, StartError> {
         let mut outbox = self.outbox();
-        self.check_open(&outbox)?;
+        self.check_open()?;
         let room = outbox.lacking(Room { bytes, place: false, lacks: Lacks::Block });
         if !outbox.waiting.is_empty() {
             outbox.take_turn(room, again)?;
@@ -666,7 +662,7 @@ impl Core {
     /// Sends a message that has no answer.
     pub(crate) fn start_oneway(&self, out: &mut Outgoing<'_>) -> Result<(), StartError> {
         let mut outbox = self.outbox();
-        self.check_open(&outbox)?;
+        self.check_open()?;
         let header = call_header(Flags::NONE, out.kind, MessageId::CONNECTION);
         let room = out.room(false);
         if !outbox.waiting.is_empty() {
@@ -683,11 +679,12 @@ impl Core {
         Ok(())
     }
 
-    fn check_open(&self, outbox: &Outbox) -> Result<(), StartError> {
+    /// Called under the outbox's lock.
+    fn check_open(&self) -> Result<(), StartError> {
         if let Some(reason) = self.end.get() {
             return Err(StartError::Failed(reason.error(Delivered::Never)));
         }
-        if outbox.said_goodbye {
+        if self.said_goodbye.load(Ordering::Relaxed) {
             let reason = EndReason::ClosedHere;
             return Err(StartError::Failed(reason.error(Delivered::Never)));
         }
@@ -768,7 +765,6 @@ impl Core {
             }
         }
         self.room_wanted.store(!(waiting.is_empty() && paid), Ordering::Relaxed);
-        outbox.wake_drained();
         drop(outbox);
         let any = !woken.is_empty();
         woken.into_iter().for_each(Waker::wake);
@@ -813,27 +809,25 @@ impl Core {
     #[inline]
     fn closed_one(&self, outbox: &mut Outbox) {
         self.in_flight.store(outbox.calls.len() as u32, Ordering::Relaxed);
-        outbox.wake_drained();
     }
 
     /// On a socket: sends what it takes of the frame that it did not take whole.
     pub(crate) fn push_backlog(&self) -> Result<(), Broken> {
         let mut outbox = self.outbox();
         outbox.sending.flush()?;
-        outbox.wake_drained();
         Ok(())
     }
 
-    /// Whether no call is in flight and all is sent, or the connection is over; otherwise `waker` is
-    /// woken then.
-    pub(crate) fn poll_drained(&self, waker: &Waker) -> bool {
-        self.drain_wanted.store(true, Ordering::Relaxed);
-        self.meet();
+    /// Whether the connection is over; otherwise `waker` is woken when it is.
+    pub(crate) fn poll_end(&self, waker: &Waker) -> bool {
+        // Under the lock, so that who sets the end afterwards finds the waker.
         let mut outbox = self.outbox();
-        if outbox.is_drained() || self.end.get().is_some() {
+        if self.end.get().is_some() {
             return true;
         }
-        outbox.drained = Some(waker.clone());
+        if !outbox.leaving.iter().any(|known| known.will_wake(waker)) {
+            outbox.leaving.push(waker.clone());
+        }
         false
     }
 
@@ -881,17 +875,14 @@ impl Core {
         }
     }
 
-    /// Says goodbye: no new calls from here on. Calls in flight go on.
+    /// Says goodbye: no new calls from here on. Calls in flight go on, and when they are done the server closes.
     pub(crate) fn say_goodbye(&self) {
         let mut outbox = self.outbox();
-        if outbox.said_goodbye || self.end.get().is_some() {
+        if self.said_goodbye.load(Ordering::Relaxed) || self.end.get().is_some() {
             return;
         }
-        outbox.said_goodbye = true;
-        let payload = Goodbye::new(WireError::NoError, "").encode();
-        // A full ring keeps the word back; the closing of the socket says it, too.
-        let _ = outbox.sending.send(connection_header(Kind::GOODBYE), &payload);
-        let _ = outbox.sending.flush();
+        self.said_goodbye.store(true, Ordering::Relaxed);
+        self.send_goodbye(&mut outbox);
     }
 
     /// Ends the connection for everybody, telling the peer when it is to blame.
@@ -920,6 +911,7 @@ impl Core {
     fn record_end(&self, broken: &Broken) -> &EndReason {
         let reason = match broken {
             Broken::Misbehaved(peer) => EndReason::Misbehaved(*peer),
+            _ if self.said_goodbye.load(Ordering::Relaxed) => EndReason::ClosedHere,
             Broken::Failed(what) => EndReason::Failed(what.to_string()),
             Broken::Ended if self.is_draining() => EndReason::Goodbye,
             Broken::Ended => EndReason::Vanished,
@@ -932,7 +924,7 @@ impl Core {
     fn wake_all(&self) {
         let mut outbox = self.outbox();
         let mut woken: Vec<Waker> = outbox.waiting.drain(..).map(|waiting| waiting.waker).collect();
-        woken.extend(outbox.drained.take());
+        woken.append(&mut outbox.leaving);
         let mut failed = 0;
         for (_, call) in outbox.calls.iter_mut() {
             match call {
@@ -1251,20 +1243,6 @@ impl Outbox {
     pub(super) fn lacking(&self, room: Room) -> Room {
         let long = self.sending.is_long(room.bytes);
         Room { lacks: if long { Lacks::Block } else { Lacks::Ring }, ..room }
-    }
-
-    fn is_drained(&self) -> bool {
-        self.calls.is_empty() && !self.sending.has_backlog()
-    }
-
-    #[inline]
-    fn wake_drained(&mut self) {
-        if self.drained.is_some()
-            && self.is_drained()
-            && let Some(waker) = self.drained.take()
-        {
-            waker.wake();
-        }
     }
 }
 

@@ -351,8 +351,8 @@ impl IpcClient {
         methods::agreement(&self.shared.core)
     }
 
-    /// Ends the connection: no new calls, calls in flight finish or meet the drain time, then it is
-    /// closed, for all clones.
+    /// Ends the connection: no new calls, calls in flight and one-way messages that were sent finish or meet the
+    /// drain time, then it is closed, for all clones.
     ///
     /// # Cancel safety
     ///
@@ -362,13 +362,10 @@ impl IpcClient {
         let core = &self.shared.core;
         core.say_goodbye();
         self.shared.kick.notify.notify_one();
-        let drained =
-            poll_fn(
-                |cx| {
-                    if core.poll_drained(cx.waker()) { Poll::Ready(()) } else { Poll::Pending }
-                },
-            );
-        let _ = tokio::time::timeout(self.shared.drain, drained).await;
+        // The server closes when nothing of this connection is left to do.
+        let over =
+            poll_fn(|cx| if core.poll_end(cx.waker()) { Poll::Ready(()) } else { Poll::Pending });
+        let _ = tokio::time::timeout(self.shared.drain, over).await;
         core.close();
         self.shared.kick.notify.notify_one();
     }

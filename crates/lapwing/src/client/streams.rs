@@ -6,12 +6,13 @@ use std::task::Waker;
 use std::time::Instant;
 
 use lapwing_proto::{
-    Credit, CreditGate, Ended, Flags, Kind, Lookup, MessageId, ReceiveCredit, Status, WireError,
+    Credit, CreditGate, Ended, Flags, Goodbye, Kind, Lookup, MessageId, ReceiveCredit, Status,
+    WireError,
 };
 
 use super::core::{Call, Core, Lacks, Outbox, Outcome, Room, Started};
 use crate::error::{CallError, Delivered, EndReason};
-use crate::link::{Broken, SendError, call_header, misbehaved};
+use crate::link::{Broken, SendError, call_header, connection_header, misbehaved};
 use crate::payload::Payload;
 
 /// A call with a stream in one direction at least.
@@ -32,6 +33,7 @@ pub(super) struct StreamCall {
 pub(super) enum Owed {
     Cancel(MessageId, Kind),
     Credit(MessageId),
+    Goodbye,
 }
 
 /// What a reader finds.
@@ -217,6 +219,15 @@ impl Core {
         }
     }
 
+    pub(super) fn send_goodbye(&self, outbox: &mut Outbox) {
+        let payload = Goodbye::new(WireError::NoError, "").encode();
+        match outbox.sending.send(connection_header(Kind::GOODBYE), &payload) {
+            Err(SendError::Full) => self.owe(outbox, Owed::Goodbye),
+            // A broken connection is its driver's to find.
+            _ => drop(outbox.sending.flush()),
+        }
+    }
+
     fn owe(&self, outbox: &mut Outbox, owed: Owed) {
         if !outbox.owed.contains(&owed) {
             outbox.owed.push(owed);
@@ -235,6 +246,7 @@ impl Core {
                     }
                 }
                 Owed::Credit(id) => self.give_credit(outbox, id),
+                Owed::Goodbye => self.send_goodbye(outbox),
             }
         }
         let Outbox { answers, sending, .. } = outbox;

@@ -214,21 +214,26 @@ impl Connection {
 
     /// Serves until the end, then cleans up.
     pub(crate) async fn run(mut self) -> End {
+        let drain = self.shared.limits.drain;
         let end = match self.serve().await {
             Ok(()) => End::Closed,
-            Err(Broken::Ended) if self.peer_left || self.leaving => End::Closed,
             Err(Broken::Misbehaved(peer)) => {
                 self.accuse(&peer);
                 End::Misbehaved(peer)
             }
-            Err(Broken::Ended | Broken::Failed(_)) => End::Vanished,
+            Err(Broken::Ended | Broken::Failed(_)) => {
+                let _ = tokio::time::timeout(drain, self.hear_out()).await;
+                if self.peer_left || self.leaving { End::Closed } else { End::Vanished }
+            }
         };
         // Handlers of a connection that is gone are dropped at their next await; what they started
         // elsewhere is told.
         let running = std::mem::take(&mut lock(&self.out.outbox).running);
         running.values().for_each(|call| call.state.end(CallEnd::Disconnected));
+        if self.peer_left {
+            let _ = tokio::time::timeout(drain, self.finish_oneways()).await;
+        }
         self.calls.shutdown().await;
-        let _ = self.socket.shutdown(Shutdown::Both);
         let mut outbox = lock(&self.out.outbox);
         match end {
             End::Closed => outbox.tally.closed += 1,
@@ -237,7 +242,36 @@ impl Connection {
         }
         self.shared.totals.add(&mut outbox.tally);
         drop(outbox);
+        // Counted before: a client that saw the end sees that, too.
+        let _ = self.socket.shutdown(Shutdown::Both);
         end
+    }
+
+    /// After the socket's end: what the peer sent before it went may still lie unread. Its one-way messages run as if
+    /// they had been read in time, and its Goodbye counts. Nobody waits for replies any more, so calls do not start.
+    async fn hear_out(&mut self) -> Result<(), Broken> {
+        let shared = Arc::clone(&self.shared);
+        let mut turn = FRAMES_PER_TURN;
+        while !self.peer_left
+            && let (Some(header), _) = self.next_frame()?
+        {
+            let is_oneway = header.kind.is_application() && header.id == MessageId::CONNECTION;
+            if is_oneway || header.kind == Kind::GOODBYE {
+                while self.is_saturated() && self.calls.join_next().await.is_some() {}
+                poll_fn(|cx| Poll::Ready(self.handle(&shared, cx, &header))).await?;
+            }
+            turn -= 1;
+            if turn == 0 {
+                turn = FRAMES_PER_TURN;
+                yield_to_others().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The peer has left in order: what it sent one-way needs nobody to wait for it.
+    async fn finish_oneways(&mut self) {
+        while lock(&self.out.outbox).running_oneway > 0 && self.calls.join_next().await.is_some() {}
     }
 
     async fn serve(&mut self) -> Result<(), Broken> {
