@@ -484,6 +484,54 @@ async fn deadlines_end_calls_on_both_sides() {
     }
 }
 
+/// A server that does nothing any more enforces nothing: its caller does, whether items still come or go, or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deadlines_of_streams_are_kept_without_the_server() {
+    let fixture = serve(ServerLimits::default());
+    let short = CallOptions::default().timeout(Duration::from_millis(200));
+    let rest = Duration::from_millis(250);
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        // All items and the end come in time, but for the last ones, which wait for credit.
+        let mut few = client.stream_with(FOREVER, &10, &short).await.unwrap();
+        few.next().await.unwrap().unwrap();
+        let mut upload = client.upload(SUM, &short).await.unwrap();
+        upload.send(&1).await.unwrap();
+        upload.try_send(&1).unwrap();
+        // No task of this runtime's other threads is told: the items lie here, and the deadline passes.
+        std::thread::sleep(rest);
+        assert!(is_late(&few.next().await.unwrap().unwrap_err()));
+        assert!(few.next().await.is_none());
+        for sent in [upload.try_send(&1), upload.send(&1).await] {
+            let error = sent.unwrap_err();
+            assert!(is_late(&error), "{error:?}");
+        }
+        let error = upload.finish().await.unwrap_err();
+        assert!(is_late(&error), "{error:?}");
+
+        let (path, short) = (fixture.path.clone(), short.clone());
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            let mut few = client.stream(FOREVER, &10, &short).unwrap();
+            few.next().unwrap().unwrap();
+            let mut upload = client.upload(SUM, &short).unwrap();
+            upload.send(&1).unwrap();
+            upload.try_send(&1).unwrap();
+            std::thread::sleep(rest);
+            assert!(is_late(&few.next().unwrap().unwrap_err()));
+            assert!(few.next().is_none());
+            for sent in [upload.try_send(&1), upload.send(&1)] {
+                let error = sent.unwrap_err();
+                assert!(is_late(&error), "{error:?}");
+            }
+            let error = upload.finish().unwrap_err();
+            assert!(is_late(&error), "{error:?}");
+            client.disconnect();
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
+    }
+}
+
 /// One answer, whichever side noticed first.
 fn is_late(error: &CallError) -> bool {
     matches!(error, CallError::DeadlineExceeded)

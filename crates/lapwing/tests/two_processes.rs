@@ -124,6 +124,40 @@ fn killed_server_ends_every_waiting_call_of_async_clients() {
     });
 }
 
+/// Nobody has called since the server was killed, so nobody has seen it; the first to call finds out.
+#[test]
+fn what_is_sent_to_a_server_killed_before_went_nowhere() {
+    let Some(mut victim) = Victim::start(test_name!(), |server| server) else { return };
+    let clients: Vec<_> = ways()
+        .flat_map(|way| [way.clone(), way])
+        .map(|way| blocking::IpcClient::connect_with(victim.path(), &way).unwrap())
+        .collect();
+    let runtime = runtime();
+    let connect = |way| runtime.block_on(IpcClient::connect_with(victim.path(), way)).unwrap();
+    let async_clients: Vec<_> = ways().flat_map(|way| [way.clone(), way]).map(connect).collect();
+    for client in &clients {
+        client.call_raw(ECHO, b"1").unwrap();
+    }
+    // The server sleeps after a moment without calls.
+    std::thread::sleep(Duration::from_millis(200));
+    victim.kill();
+    for pair in clients.chunks(2) {
+        assert_never(&pair[0].call_raw(ECHO, b"2").unwrap_err());
+        assert_never(&pair[1].send_oneway(ECHO, b"2").unwrap_err());
+        for client in pair {
+            assert_eq!(client.state(), vanished());
+        }
+    }
+    runtime.block_on(async {
+        for pair in async_clients.chunks(2) {
+            let seen = || pair.iter().all(|client| client.state() == vanished()).then_some(());
+            eventually("the driver sees it", seen);
+            assert_never(&pair[0].call_raw(ECHO, b"2").await.unwrap_err());
+            assert_never(&pair[1].send_oneway(ECHO, b"2").await.unwrap_err());
+        }
+    });
+}
+
 /// What the server had sent before it was killed has been executed, and is not lost.
 #[test]
 fn replies_sent_before_the_server_was_killed_arrive() {

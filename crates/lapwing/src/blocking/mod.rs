@@ -111,7 +111,7 @@ impl IpcClient {
             }
         };
         let link = awaiting.receive(&control, message, &options.bulk_terms())?;
-        let core = Core::new(link, options.spin);
+        let core = Core::new(link, options.spin, true);
         let doorbell = match &core.doorbell {
             Some(doorbell) => Arc::clone(doorbell),
             None => Arc::new(Doorbell::create()?),
@@ -267,7 +267,7 @@ impl IpcClient {
         {
             let looked = core.deliver(&mut inbox, None).and_then(|_| core.look_at_socket());
             if let Err(broken) = looked {
-                self.end(&mut inbox, &broken);
+                core.end_with(&mut inbox, &broken);
             }
         }
         state_of(core)
@@ -527,7 +527,7 @@ impl IpcClient {
             match core.deliver(inbox, mine) {
                 Ok(Some(outcome)) => return Some(found(outcome)),
                 Ok(None) => {}
-                Err(broken) => self.end(inbox, &broken),
+                Err(broken) => core.end_with(inbox, &broken),
             }
             // Before room is looked for: what comes after it is seen.
             let seen = core.room_wanted().then(|| inbox.peer_progress());
@@ -564,7 +564,7 @@ impl IpcClient {
                 slept
             };
             if let Err(broken) = rested {
-                self.end(inbox, &broken);
+                core.end_with(inbox, &broken);
             }
         }
     }
@@ -591,15 +591,6 @@ impl IpcClient {
             self.shared.poller.want_writable(core.socket.as_fd(), false)?;
         }
         if wake.socket { core.look_at_socket() } else { Ok(()) }
-    }
-
-    #[cold]
-    fn end(&self, inbox: &mut Inbox, broken: &Broken) {
-        if matches!(broken, Broken::Ended) {
-            self.shared.core.deliver_last(inbox);
-        } else {
-            self.shared.core.finish(broken);
-        }
     }
 }
 

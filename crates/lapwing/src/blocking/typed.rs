@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use super::{IpcClient, Shared};
 use crate::client::{
-    Again, Brings, Core, Item, ItemError, Outgoing, Started, Turn, Until, at_once, kind_of, read,
-    try_sent, written,
+    Again, Brings, Core, Item, ItemError, Outgoing, Started, Turn, Until, at_once, in_time,
+    kind_of, read, try_sent, written,
 };
 use crate::codec::{Decode, Encode, Form};
 use crate::error::{CallError, timed};
@@ -239,6 +239,10 @@ impl OpenCall {
                 .client
                 .wait_until(&mut self.until(), |waker| core.poll_item(self.call.id, Some(waker))),
         };
+        // What has come is no reason to go on past the deadline: there may be no end to it.
+        if let Some(Item::Here(_)) = item {
+            in_time(self.deadline)?;
+        }
         item.ok_or(CallError::DeadlineExceeded)
     }
 
@@ -370,9 +374,12 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     ///
     /// # Errors
     ///
-    /// [`CallError::StreamEnded`] when the call is over: its reply says how.
+    /// [`CallError::StreamEnded`] when the call is over: its reply says how. [`CallError::DeadlineExceeded`] when its
+    /// time is.
     pub fn send(&mut self, item: &T) -> Result<(), CallError> {
-        self.call.send(Some(&self.write(item)?))
+        let item = self.write(item)?;
+        in_time(self.call.deadline)?;
+        self.call.send(Some(&item))
     }
 
     /// Sends one item if there is room for it now.
@@ -382,6 +389,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     /// [`CallError::Full`] when there is none, and as [`ItemSender::send`].
     pub fn try_send(&mut self, item: &T) -> Result<(), CallError> {
         let item = self.write(item)?;
+        in_time(self.call.deadline)?;
         try_sent(self.call.shared().core.send_item(&self.call.call, &item, None))
     }
 

@@ -39,6 +39,9 @@ use crate::link::{
 };
 use crate::payload::{Frame, Payload};
 
+/// Milliseconds are a hundred round trips of two sleeping sides.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 /// Locks, also after a panic elsewhere: every critical section leaves its value whole.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -99,6 +102,8 @@ pub(crate) struct Outbox {
     /// Who waits for room, in order: see [`Turn`].
     waiting: VecDeque<Waiting>,
     tickets: u64,
+    /// Until then the socket is not looked at before something starts.
+    look_again_at: Instant,
     /// Who wait for the end of the connection.
     leaving: Vec<Waker>,
 }
@@ -138,6 +143,8 @@ pub(crate) struct Core {
     draining: AtomicBool,
     /// This side did: no new calls either. Written under `outbox`.
     said_goodbye: AtomicBool,
+    /// See [`Core::new`].
+    looks_first: bool,
     end: OnceLock<EndReason>,
 }
 
@@ -344,9 +351,12 @@ pub(crate) struct Started {
 }
 
 impl Core {
-    pub(crate) fn new(link: Link, spin: Spin) -> Core {
+    /// `looks_first`: nobody watches the socket while there are no calls, so who starts something looks at it.
+    pub(crate) fn new(link: Link, spin: Spin, looks_first: bool) -> Core {
         let Link { agreed, sending, receiving, socket, waking, bulk } = link;
         let (sleeper, doorbell) = waking.unzip();
+        // The socket transport writes to it, and so finds out.
+        let looks_first = looks_first && doorbell.is_some();
         let calls = CallTable::with_capacity(agreed.limits.calls_in_flight);
         let outbox = Outbox {
             sending,
@@ -356,6 +366,7 @@ impl Core {
             answers: VecDeque::new(),
             waiting: VecDeque::new(),
             tickets: 0,
+            look_again_at: Instant::now(),
             leaving: Vec::new(),
         };
         let inbox = Inbox {
@@ -380,6 +391,7 @@ impl Core {
             room_wanted: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             said_goodbye: AtomicBool::new(false),
+            looks_first,
             end: OnceLock::new(),
         }
     }
@@ -483,8 +495,7 @@ impl Core {
         brings: Brings,
         looks: impl FnOnce() -> bool,
     ) -> Result<Started, StartError> {
-        let mut outbox = self.outbox();
-        self.check_open()?;
+        let mut outbox = self.open_outbox()?;
         let begun = self.counters.begin();
         let (kind, room) = (out.kind, out.room(true));
         if !outbox.waiting.is_empty() {
@@ -624,8 +635,7 @@ impl Core {
         bytes: usize,
         again: Option<&Again>,
     ) -> Result<Reserved, StartError> {
-        let mut outbox = self.outbox();
-        self.check_open()?;
+        let mut outbox = self.open_outbox()?;
         let room = outbox.lacking(Room { bytes, place: false, lacks: Lacks::Block });
         if !outbox.waiting.is_empty() {
             outbox.take_turn(room, again)?;
@@ -661,8 +671,7 @@ impl Core {
 
     /// Sends a message that has no answer.
     pub(crate) fn start_oneway(&self, out: &mut Outgoing<'_>) -> Result<(), StartError> {
-        let mut outbox = self.outbox();
-        self.check_open()?;
+        let mut outbox = self.open_outbox()?;
         let header = call_header(Flags::NONE, out.kind, MessageId::CONNECTION);
         let room = out.room(false);
         if !outbox.waiting.is_empty() {
@@ -677,6 +686,43 @@ impl Core {
             self.finish(&broken);
         }
         Ok(())
+    }
+
+    /// The outbox of a connection on which something may start.
+    #[inline(always)]
+    fn open_outbox(&self) -> Result<MutexGuard<'_, Outbox>, StartError> {
+        let outbox = self.outbox();
+        self.check_open()?;
+        // One that is awake is alive; one that died asleep seems to sleep for ever.
+        if self.looks_first && outbox.sending.peer_seems_asleep() {
+            return self.look_first(outbox);
+        }
+        Ok(outbox)
+    }
+
+    /// Looks at the socket before something starts, now and then: what goes to a server that is gone already is known
+    /// to have gone nowhere.
+    #[cold]
+    fn look_first<'a>(
+        &'a self,
+        mut outbox: MutexGuard<'a, Outbox>,
+    ) -> Result<MutexGuard<'a, Outbox>, StartError> {
+        let now = Instant::now();
+        if now < outbox.look_again_at {
+            return Ok(outbox);
+        }
+        outbox.look_again_at = now + LOOK_AGAIN;
+        drop(outbox);
+        match self.look_at_socket() {
+            Ok(()) => Ok(self.outbox()),
+            Err(broken) => {
+                if let Ok(mut inbox) = self.inbox.try_lock() {
+                    self.end_with(&mut inbox, &broken);
+                }
+                let reason = self.end.get().cloned().unwrap_or_else(|| self.reason(&broken));
+                Err(StartError::Failed(reason.error(Delivered::Never)))
+            }
+        }
     }
 
     /// Called under the outbox's lock.
@@ -908,14 +954,18 @@ impl Core {
         self.wake_all();
     }
 
-    fn record_end(&self, broken: &Broken) -> &EndReason {
-        let reason = match broken {
+    fn reason(&self, broken: &Broken) -> EndReason {
+        match broken {
             Broken::Misbehaved(peer) => EndReason::Misbehaved(*peer),
             _ if self.said_goodbye.load(Ordering::Relaxed) => EndReason::ClosedHere,
             Broken::Failed(what) => EndReason::Failed(what.to_string()),
             Broken::Ended if self.is_draining() => EndReason::Goodbye,
             Broken::Ended => EndReason::Vanished,
-        };
+        }
+    }
+
+    fn record_end(&self, broken: &Broken) -> &EndReason {
+        let reason = self.reason(broken);
         let reason = self.end.get_or_init(|| reason);
         let _ = self.socket.shutdown(Shutdown::Both);
         reason
@@ -1189,8 +1239,17 @@ impl Core {
         Ok(())
     }
 
-    /// After the socket ended: what the peer sent before it went is still in the ring.
-    pub(crate) fn deliver_last(&self, inbox: &mut Inbox) {
+    /// Ends the connection; if the socket has ended, with what the peer sent before it went, which is still in the ring.
+    #[cold]
+    pub(crate) fn end_with(&self, inbox: &mut Inbox, broken: &Broken) {
+        if matches!(broken, Broken::Ended) {
+            self.deliver_last(inbox);
+        } else {
+            self.finish(broken);
+        }
+    }
+
+    fn deliver_last(&self, inbox: &mut Inbox) {
         let broken = match self.deliver(inbox, None) {
             Ok(_) => Broken::Ended,
             Err(broken) => broken,

@@ -187,11 +187,6 @@ impl Driver {
     }
 
     fn end(&self, broken: &Broken) {
-        if matches!(broken, Broken::Ended) {
-            let mut inbox = lock(&self.core.inbox);
-            self.core.deliver_last(&mut inbox);
-        } else {
-            self.core.finish(broken);
-        }
+        self.core.end_with(&mut lock(&self.core.inbox), broken);
     }
 }

@@ -41,7 +41,7 @@ pub(crate) use self::options::{Until, checksum_set, program_name};
 pub use self::stats::ClientStats;
 pub(crate) use self::streams::{Item, ItemError};
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
-pub(crate) use self::typed::{at_once, kind_of, read, try_sent, written};
+pub(crate) use self::typed::{at_once, in_time, kind_of, read, try_sent, written};
 use crate::ambient::Ambient;
 use crate::bulk::Reserved;
 use crate::control::ControlSocket;
@@ -683,7 +683,7 @@ async fn open(path: &Path, options: &ClientOptions) -> Result<IpcClient, Connect
     };
     drop(watched);
     let link = awaiting.receive(&control, message, &options.bulk_terms())?;
-    let core = Arc::new(Core::new(link, options.spin));
+    let core = Arc::new(Core::new(link, options.spin, false));
     let kick = Arc::new(Kick::default());
     let driver = Driver::new(Arc::clone(&core), Arc::clone(&kick), options.bulk_idle)?;
     tokio::spawn(driver.run());

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use futures_core::Stream;
 use lapwing_proto::Kind;
@@ -434,6 +435,14 @@ impl<T, C> ItemStream<T, C> {
             call.give_up();
         }
     }
+
+    #[cold]
+    fn end_with<I>(&mut self, error: CallError) -> Result<I, CallError> {
+        let call = self.call.take().expect("only a stream that has not ended fails");
+        let ended = call.ended(Err(error));
+        call.give_up();
+        ended
+    }
 }
 
 impl<T, C: Decode<T>> ItemStream<T, C> {
@@ -456,9 +465,11 @@ impl<T, C: Decode<T>> ItemStream<T, C> {
             return Poll::Ready(None);
         };
         match call.poll_item(cx.waker()) {
-            Poll::Ready(Item::Here(item)) => {
-                Poll::Ready(Some(read::<T, C>(self.method, "item", item, call.form)))
-            }
+            // What has come is no reason to go on past the deadline: there may be no end to it.
+            Poll::Ready(Item::Here(item)) => match in_time(call.deadline) {
+                Ok(()) => Poll::Ready(Some(read::<T, C>(self.method, "item", item, call.form))),
+                Err(error) => Poll::Ready(Some(self.end_with(error))),
+            },
             Poll::Ready(Item::Over(outcome)) => {
                 let ended = call.ended(call.shared.core.conclude(outcome));
                 self.call = None;
@@ -467,9 +478,7 @@ impl<T, C: Decode<T>> ItemStream<T, C> {
             Poll::Pending => {
                 let timer = self.timer.as_mut();
                 if timer.is_some_and(|timer| timer.as_mut().poll(cx).is_ready()) {
-                    let over = call.ended(Err(CallError::DeadlineExceeded));
-                    self.end();
-                    return Poll::Ready(Some(over));
+                    return Poll::Ready(Some(self.end_with(CallError::DeadlineExceeded)));
                 }
                 Poll::Pending
             }
@@ -536,7 +545,8 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     ///
     /// # Errors
     ///
-    /// [`CallError::StreamEnded`] when the call is over: its reply says how.
+    /// [`CallError::StreamEnded`] when the call is over: its reply says how. [`CallError::DeadlineExceeded`] when its
+    /// time is.
     ///
     /// # Cancel safety
     ///
@@ -544,6 +554,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     pub async fn send(&mut self, item: &T) -> Result<(), CallError> {
         let item = self.write(item)?;
         let_others_run().await;
+        in_time(self.call.deadline)?;
         let mut turn = Turn::new(&self.call.shared.core);
         let work = poll_fn(|cx| self.call.poll_send(cx, Some(&item), &mut turn));
         super::within(self.call.deadline.into(), pin!(work)).await
@@ -556,6 +567,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     /// [`CallError::Full`] when there is none, and as [`ItemSender::send`].
     pub fn try_send(&mut self, item: &T) -> Result<(), CallError> {
         let item = self.write(item)?;
+        in_time(self.call.deadline)?;
         let sent = self.call.shared.core.send_item(&self.call.call, &item, None);
         self.call.shared.sent();
         try_sent(sent)
@@ -564,6 +576,15 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     fn write(&self, item: &T) -> Result<Payload, CallError> {
         let failed = |source| CallError::Codec { method: self.method, what: "item", source };
         Payload::write(|bytes| self.call.form.encode::<T, C>(item, bytes).map_err(failed))
+    }
+}
+
+/// Fails once the deadline has passed. A stream that never waits looks at no timer.
+#[inline]
+pub(crate) fn in_time(deadline: Option<Instant>) -> Result<(), CallError> {
+    match deadline {
+        Some(at) if Instant::now() >= at => Err(CallError::DeadlineExceeded),
+        _ => Ok(()),
     }
 }
 
