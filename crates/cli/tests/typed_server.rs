@@ -393,5 +393,5 @@ fn call_of_a_raw_method_takes_and_prints_bytes() {
     std::fs::write(&file, "a\0b\n").unwrap();
     let from_file = format!("@{}", file.display());
     assert_eq!(typed.lapwing(&["call", "bytes.echo", &from_file]).succeeds(), "a\0b\n");
-    assert_eq!(typed.fed(&["call", "bytes.count"], "one\n\nthree\r\n").succeeds(), "3 0 5");
+    assert_eq!(typed.fed(&["call", "bytes.count"], "one\n\nthree\r\n").succeeds(), "4 1 7");
 }

@@ -604,6 +604,75 @@ async fn handler_s_own_calls_inherit_the_time_that_is_left_and_the_trace() {
     assert_eq!(carried, Carried { tenant: None, trace: None, left_ms: None });
 }
 
+/// Whichever way it makes them: what is a call's own is not told from what it inherits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn every_plain_call_and_message_of_a_handler_inherits() {
+    const ASK: Unary<(), ()> = Unary::new(0x0600, "ask");
+    const TELL: OneWay<()> = OneWay::new(0x0601, "tell");
+    let folder = tempfile::tempdir().unwrap();
+    let [inner_path, outer_path] =
+        ["inner.sock", "outer.sock"].map(|name| folder.path().join(name));
+    let (seen, mut came) = tokio::sync::mpsc::unbounded_channel();
+    let note = move |call: &Call| {
+        let _ = seen.send((call.trace.map(|trace| trace.trace_id), call.deadline.is_some()));
+    };
+    let note_too = note.clone();
+    let _inner = IpcServer::builder()
+        .bind(&inner_path)
+        .unwrap()
+        .route(ASK, move |call: Call, (): ()| {
+            note(&call);
+            async { Ok(()) }
+        })
+        .route(TELL, move |call: Call, (): ()| {
+            note_too(&call);
+            async { Ok(()) }
+        })
+        .serve()
+        .unwrap();
+    let client = IpcClient::connect(&inner_path).await.unwrap();
+    let blocking = tokio::task::block_in_place(|| blocking::IpcClient::connect(&inner_path));
+    let blocking = blocking.unwrap();
+    let _outer = IpcServer::builder()
+        .bind(&outer_path)
+        .unwrap()
+        .route(ASK, move |_: Call, (): ()| {
+            let (client, blocking) = (client.clone(), blocking.clone());
+            async move {
+                let work = async {
+                    client.call(ASK, &()).await?;
+                    client.try_call(ASK, &()).await?;
+                    client.call_raw(ASK.kind(), b"").await?;
+                    client.send(TELL, &()).await?;
+                    client.send_when(TELL, &(), WhenFull::Fail).await?;
+                    client.send_oneway(TELL.kind(), b"").await?;
+                    tokio::task::block_in_place(|| {
+                        blocking.call(ASK, &())?;
+                        blocking.try_call(ASK, &())?;
+                        blocking.call_raw(ASK.kind(), b"")?;
+                        blocking.send(TELL, &())?;
+                        blocking.send_when(TELL, &(), WhenFull::Fail)?;
+                        blocking.send_oneway(TELL.kind(), b"")
+                    })
+                };
+                work.await.map_err(|error: CallError| Status::internal(error.to_string()))
+            }
+        })
+        .serve()
+        .unwrap();
+    let client = IpcClient::connect(&outer_path).await.unwrap();
+    let trace = TraceContext { trace_id: [9; 16], parent_id: [1; 8], flags: 0 };
+    let options = CallOptions::default().timeout(Duration::from_secs(60)).trace(trace);
+    client.call_with(ASK, &(), &options).await.unwrap();
+    for n in 0..12 {
+        assert_eq!(came.recv().await.unwrap(), (Some([9; 16]), true), "the {n}th to come");
+    }
+    client.call(ASK, &()).await.unwrap();
+    for n in 0..12 {
+        assert_eq!(came.recv().await.unwrap(), (None, false), "the {n}th to come");
+    }
+}
+
 #[tokio::test]
 async fn deadline_ends_calls_two_hops_away() {
     let last = serve(ServerLimits::default());

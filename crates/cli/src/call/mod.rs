@@ -36,7 +36,8 @@ Requests and replies are JSON here, whatever the method's codec; `lapwing descri
 takes. Only a method of codec raw has no JSON: it takes and gives its bytes as they are.
 
 A method that takes a stream is sent each line of its input as an item, while they come and at the
-server's pace; the end of the input ends that stream. One that answers with a stream prints each item on
+server's pace; the end of the input ends that stream. Items that are not JSON are sent with their line
+ends, so that nothing of the input is lost. One that answers with a stream prints each item on
 a line as it comes. A reply that is JSON is indented on a terminal and one line elsewhere; other replies
 are printed as they are. When the server answers with an error, the exit code is 5.")]
 pub(crate) struct Args {

@@ -92,7 +92,8 @@ fn read(source: impl Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The lines of a source, as the items of a request. Blank ones are none where items are JSON.
+/// The lines of a source, as the items of a request. Blank ones are none where items are JSON. Items of bytes are
+/// lines with their ends, and parts of what is longer, so that together they are the source as it is.
 pub(super) struct Items {
     lines: Box<dyn BufRead + Send>,
     name: String,
@@ -106,10 +107,12 @@ impl Items {
     /// The next item, or `None` after the last.
     pub(super) fn next(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
         loop {
-            let Some(item) = self.next_line()? else { return Ok(None) };
             if self.form == Form::Bytes {
-                return Ok(Some(item));
+                let mut item = Vec::new();
+                self.read_line(self.bytes_max as u64, &mut item)?;
+                return Ok(Some(item).filter(|item| !item.is_empty()));
             }
+            let Some(item) = self.next_line()? else { return Ok(None) };
             if item.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
@@ -122,10 +125,7 @@ impl Items {
         let mut line = Vec::new();
         // With its end a line may be two bytes longer than what is sent of it.
         let limit = self.bytes_max as u64 + 2;
-        let mut limited = (&mut self.lines).take(limit + 1);
-        let read = limited.read_until(b'\n', &mut line);
-        let read = read.map_err(|error| unreadable(&self.name, &error))?;
-        if read == 0 {
+        if self.read_line(limit + 1, &mut line)? == 0 {
             return Ok(None);
         }
         self.line += 1;
@@ -142,6 +142,12 @@ impl Items {
             return Err(InputError(message));
         }
         Ok(Some(line))
+    }
+
+    /// Up to a line's end, and `limit` bytes at most.
+    fn read_line(&mut self, limit: u64, line: &mut Vec<u8>) -> Result<usize, InputError> {
+        let read = (&mut self.lines).take(limit).read_until(b'\n', line);
+        read.map_err(|error| unreadable(&self.name, &error))
     }
 
     /// The fault's place in the line; the line itself is the input's.
@@ -172,9 +178,15 @@ mod tests {
         assert_eq!(next().as_deref(), Some(" {\"a\": 2} "));
         assert_eq!(next().as_deref(), Some("\"three\""));
         assert_eq!(next(), None);
-        let mut bytes = items("a\n\nb\n", Form::Bytes, 100);
-        let all: Vec<_> = std::iter::from_fn(|| bytes.next().unwrap()).collect();
-        assert_eq!(all, [b"a".to_vec(), b"".to_vec(), b"b".to_vec()]);
+    }
+
+    #[test]
+    fn items_of_bytes_are_the_source_as_it_is() {
+        let mut bytes = items("a\r\n\n12345678\nb", Form::Bytes, 8);
+        let all = std::iter::from_fn(|| bytes.next().unwrap());
+        let all: Vec<_> = all.map(|item| String::from_utf8(item).unwrap()).collect();
+        assert_eq!(all, ["a\r\n", "\n", "12345678", "\n", "b"]);
+        assert!(items("", Form::Bytes, 8).next().unwrap().is_none());
     }
 
     #[test]
@@ -196,7 +208,7 @@ mod tests {
         assert_eq!(error, "line 3 of the request is longer than this connection takes (8 bytes)");
         // What comes of one that never ends is bounded, too.
         let endless = Box::new(BufReader::new(io::repeat(b'1')));
-        let mut endless = Items { lines: endless, ..items("", Form::Bytes, 1 << 20) };
+        let mut endless = Items { lines: endless, ..items("", Form::Json, 1 << 20) };
         assert!(endless.next().unwrap_err().to_string().contains("line 1 of"));
     }
 }

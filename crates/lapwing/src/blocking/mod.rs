@@ -18,6 +18,7 @@ use lapwing_proto::{Description, Kind, MethodDetails, MethodWanted};
 use lapwing_shm::{Doorbell, Poller, Ring, Spin};
 
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
+use crate::ambient::Ambient;
 use crate::bulk::Reserved;
 use crate::client::{
     Again, Core, Inbox, LINGER, Lacks, Outcome, Outgoing, Room, StartError, Started, Turn, Until,
@@ -165,7 +166,10 @@ impl IpcClient {
     /// [`CallError`]; that it was sent does not say that the server has read it.
     pub fn send_oneway(&self, kind: u16, payload: &[u8]) -> Result<(), CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        self.send_out(Outgoing::plain(kind, payload), WhenFull::Wait)
+        let options = CallOptions::default();
+        let travel = if Ambient::is_here() { options.travel() } else { None };
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
+        self.send_out(out, WhenFull::Wait)
     }
 
     /// Room for a request of `bytes` bytes, to be written in place and sent by
@@ -295,9 +299,10 @@ impl IpcClient {
         let core = &self.shared.core;
         match when_full {
             WhenFull::Wait => {
+                let mut until = out.until();
                 let start =
                     |core: &Core, again: Option<&Again>| core.start_oneway(out.again(again));
-                return self.start(&mut Until::Never, start);
+                return self.start(&mut until, start);
             }
             WhenFull::Fail => at_once(core.start_oneway(&mut out))?,
             WhenFull::DropAndCount => match core.start_oneway(&mut out) {
@@ -309,7 +314,14 @@ impl IpcClient {
         Ok(())
     }
 
+    /// Calls with what the task's own call passes on, if it serves one.
     fn call_kind(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
+        if Ambient::is_here() {
+            let options = CallOptions::default();
+            let travel = options.travel();
+            let mut out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
+            return self.call_out(&mut out, "");
+        }
         self.call_out(&mut Outgoing::plain(kind, payload), "")
     }
 

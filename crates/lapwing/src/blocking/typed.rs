@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{IpcClient, Shared};
+use crate::ambient::Ambient;
 use crate::client::{
     Again, Brings, Core, Item, ItemError, Outgoing, Started, Turn, Until, at_once, in_time,
     kind_of, read, try_sent, written,
@@ -26,6 +27,9 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
+        if Ambient::is_here() {
+            return self.call_with(method, request, &CallOptions::default());
+        }
         let mut written = written(method, request, "request", None)?;
         let reply = self
             .call_out(&mut Outgoing::written(kind_of(method), &mut written, None), method.name())?;
@@ -62,11 +66,13 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let mut written = written(method, request, "request", None)?;
-        let mut out = Outgoing::written(kind_of(method), &mut written, None);
+        let options = CallOptions::default();
+        let travel = options.travel();
+        let mut written = written(method, request, "request", travel.as_ref())?;
+        let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
         let reply = observe(self.span(&out, method.name()), || {
             let call = at_once(self.shared.core.start_call(&mut out))?;
-            let mut until = Until::Never;
+            let mut until = out.until();
             self.sent(&mut until);
             self.collect(&call, &mut until)
         })?;
@@ -97,8 +103,7 @@ impl IpcClient {
         message: &Q,
         when_full: WhenFull,
     ) -> Result<(), CallError> {
-        let mut written = written(method, message, "message", None)?;
-        self.send_out(Outgoing::written(kind_of(method), &mut written, None), when_full)
+        self.send_by(method, message, &CallOptions::default(), when_full)
     }
 
     /// As [`IpcClient::send`], with a time limit to wait for room, metadata, a trace, or in JSON.
@@ -112,13 +117,19 @@ impl IpcClient {
         message: &Q,
         options: &CallOptions,
     ) -> Result<(), CallError> {
+        self.send_by(method, message, options, WhenFull::Wait)
+    }
+
+    fn send_by<Q, C: Encode<Q>>(
+        &self,
+        method: OneWay<Q, C>,
+        message: &Q,
+        options: &CallOptions,
+        when_full: WhenFull,
+    ) -> Result<(), CallError> {
         let travel = options.travel();
         let mut written = written(method, message, "message", travel.as_ref())?;
-        let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
-        let mut until = out.until();
-        self.start(&mut until, |core: &Core, again: Option<&Again>| {
-            core.start_oneway(out.again(again))
-        })
+        self.send_out(Outgoing::written(kind_of(method), &mut written, travel.as_ref()), when_full)
     }
 
     /// Calls a method that answers with a stream.

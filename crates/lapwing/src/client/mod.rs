@@ -208,7 +208,10 @@ impl IpcClient {
     /// The message was sent whole or not at all; it was not when this never completed.
     pub async fn send_oneway(&self, kind: u16, payload: &[u8]) -> Result<(), CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        self.send_out(Outgoing::plain(kind, payload), WhenFull::Wait).await
+        let options = CallOptions::default();
+        let travel = if Ambient::is_here() { options.travel() } else { None };
+        let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
+        self.send_out(out, WhenFull::Wait).await
     }
 
     /// Room for a request of `bytes` bytes, to be written in place and sent by
@@ -374,8 +377,9 @@ impl IpcClient {
         let core = &self.shared.core;
         match when_full {
             WhenFull::Wait => {
+                let until = out.until();
                 let start = |again: Option<&Again>| core.start_oneway(out.again(again));
-                self.poll_start(Until::Never, start).await?;
+                within(until, pin!(self.poll_start(until, start))).await?;
             }
             WhenFull::Fail => at_once(core.start_oneway(&mut out))?,
             WhenFull::DropAndCount => match core.start_oneway(&mut out) {

@@ -167,9 +167,7 @@ impl IpcClient {
         message: &Q,
         when_full: WhenFull,
     ) -> Result<(), CallError> {
-        let mut written = written(method, message, "message", None)?;
-        let out = Outgoing::written(kind_of(method), &mut written, None);
-        self.send_out(out, when_full).await
+        self.send_by(method, message, &CallOptions::default(), when_full).await
     }
 
     /// As [`IpcClient::send`], with a time limit to wait for room, metadata, a trace, or in JSON.
@@ -187,15 +185,20 @@ impl IpcClient {
         message: &Q,
         options: &CallOptions,
     ) -> Result<(), CallError> {
+        self.send_by(method, message, options, WhenFull::Wait).await
+    }
+
+    async fn send_by<Q, C: Encode<Q>>(
+        &self,
+        method: OneWay<Q, C>,
+        message: &Q,
+        options: &CallOptions,
+        when_full: WhenFull,
+    ) -> Result<(), CallError> {
         let travel = options.travel();
         let mut written = written(method, message, "message", travel.as_ref())?;
-        let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
-        let core = &self.shared.core;
-        let until = out.until();
-        let start = |again: Option<&Again>| core.start_oneway(out.again(again));
-        super::within(until, pin!(self.poll_start(until, start))).await?;
-        self.sent();
-        Ok(())
+        self.send_out(Outgoing::written(kind_of(method), &mut written, travel.as_ref()), when_full)
+            .await
     }
 
     /// Calls a method that answers with a stream.

@@ -192,7 +192,8 @@ pub(crate) type TypedFn =
 pub struct InlineCall<'a> {
     /// Who calls.
     pub caller: &'a Caller,
-    /// The time that the caller gives, as of now.
+    /// The time that the caller gives, as of now. Calls that an inline handler makes inherit neither this nor the
+    /// trace; a handler that makes calls had better be async.
     pub remaining: Option<Duration>,
     /// The caller's pairs.
     pub metadata: &'a Metadata,
