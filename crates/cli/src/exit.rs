@@ -30,6 +30,7 @@ exits! {
     6 Lost "the connection was lost, or the other side broke the protocol";
     7 Input "the input cannot be used: JSON, a file, a method, a directory";
     8 CannotListen "the socket cannot be made: in use, something in the way, bad path";
+    9 Late "the call's time was over before its reply came";
 }
 
 /// The end of `lapwing --help`.
@@ -58,9 +59,9 @@ EXIT CODES:
     help
 }
 
-/// The server answered with an error: names the method that did.
+/// A call failed: names the method.
 #[derive(Debug, thiserror::Error)]
-#[error("{method} failed with {source}")]
+#[error("{method} failed{}{source}", if matches!(source, CallError::Status(_)) { " with " } else { ": " })]
 pub(crate) struct CallFailed {
     pub(crate) method: String,
     pub(crate) source: CallError,
@@ -144,7 +145,8 @@ fn of_call(error: &CallError) -> Exit {
         | CallError::BadMetadata(_)
         | CallError::NoJson
         | CallError::Codec { .. } => Exit::Input,
-        CallError::DeadlineExceeded | CallError::Full | CallError::StreamEnded => Exit::Failure,
+        CallError::DeadlineExceeded => Exit::Late,
+        CallError::Full | CallError::StreamEnded => Exit::Failure,
     }
 }
 

@@ -67,6 +67,14 @@ fn error_status_is_5_and_names_its_code() {
 }
 
 #[test]
+fn time_that_is_over_is_9() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    let late = place.lapwing(&["call", "fs.list", "--timeout-ms", "0"]);
+    late.fails(9, "fs.list failed: the call's time was over before its reply came");
+}
+
+#[test]
 fn input_that_cannot_be_used_is_7() {
     let place = Place::of(&[]);
     let _server = place.serve();

@@ -125,6 +125,11 @@ fn serve_changes_files_only_when_it_is_told_that_it_may() {
     let written = place.lapwing(&["call", "fs.write", &draft, "--metadata", request]).succeeds();
     assert_eq!(json_of(&written)["len_bytes"], 10);
     assert_eq!(fs::read_to_string(place.root.path().join("b.txt")).unwrap(), "one\nthree\n");
+    // What was piped in and not asked for empties no file.
+    let forgotten = place.lapwing(&["call", "fs.write", "--metadata", request]);
+    forgotten
+        .fails(7, "no request is given, and it is bytes: give it, @FILE, - for standard input");
+    assert_eq!(fs::read_to_string(place.root.path().join("b.txt")).unwrap(), "one\nthree\n");
     let no_pair = place.lapwing(&["call", "fs.write", &draft, "--metadata", "path"]);
     assert!(no_pair.code == Some(2) && no_pair.stderr.contains("give it as KEY=VALUE"));
 }

@@ -377,7 +377,7 @@ fn call_of_a_duplex_whose_server_goes_is_6_without_waiting_for_input() {
     let stdin = child.stdin.take();
     eventually("the call runs", || typed.doubling.load(Ordering::SeqCst) == 1);
     drop(typed);
-    finish(child).fails(6, "numbers.double failed with the server is gone");
+    finish(child).fails(6, "numbers.double failed: the server is gone");
     drop(stdin);
 }
 

@@ -17,13 +17,13 @@ pub(super) struct Run {
     #[arg(long, value_enum, default_value_t = ChecksumArg::Best)]
     checksum: ChecksumArg,
     /// Calls or messages in each round.
-    #[arg(long, default_value_t = 50_000)]
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
     samples: u64,
     /// Rounds; figures are medians over them.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Bytes of each side's ring.
-    #[arg(long, default_value_t = 256 * 1024)]
+    #[arg(long, value_name = "BYTES", default_value_t = 256 * 1024, value_parser = ring_bytes)]
     ring: u32,
     /// Leave both processes where the system puts them, instead of on cores 0 and 1.
     #[arg(long)]
@@ -50,7 +50,7 @@ pub(super) struct Wire {
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Length {
     /// Payload of request and reply, in bytes.
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = payload_bytes)]
     payload: u32,
 }
 
@@ -162,6 +162,25 @@ impl From<ChecksumArg> for FrameChecksum {
         }
     }
 }
+
+fn payload_bytes(text: &str) -> Result<u32, String> {
+    let max = ClientOptions::default().message_bytes;
+    let bytes = text.parse().ok().filter(|bytes| *bytes <= max);
+    bytes.ok_or_else(|| format!("give at most {max} bytes, the longest message by default"))
+}
+
+fn ring_bytes(text: &str) -> Result<u32, String> {
+    let bytes = text
+        .parse()
+        .ok()
+        .filter(|bytes: &u32| bytes.is_power_of_two() && RING_BYTES.contains(bytes));
+    bytes.ok_or_else(|| {
+        format!("give a power of two from {} to {}", RING_BYTES.start(), RING_BYTES.end())
+    })
+}
+
+/// What a ring may have, in bytes: docs/protocol.md, section 11.
+const RING_BYTES: std::ops::RangeInclusive<u32> = 64 * 1024..=64 * 1024 * 1024;
 
 /// Names as clap and the JSON have them.
 pub(super) fn name(value: &impl ValueEnum) -> String {

@@ -45,7 +45,8 @@ pub(crate) struct Args {
     #[arg(value_name = "METHOD")]
     method: String,
     /// The request: JSON, @FILE to read it from a file, or - for standard input. Without it the
-    /// request is empty, and a method that takes a stream reads its items from standard input.
+    /// request is empty, one of bytes has to be given, and a method that takes a stream reads its items
+    /// from standard input.
     #[arg(value_name = "JSON|@FILE|-", allow_hyphen_values = true)]
     request: Option<String>,
     #[command(flatten)]

@@ -46,9 +46,14 @@ impl Source {
         }
     }
 
-    /// All of it as one request.
+    /// All of it as one request. Bytes have to be given: an empty file is not written by mistake.
     pub(super) fn whole(&self, form: Form) -> Result<Vec<u8>, InputError> {
         let bytes = match self {
+            Source::Nothing if form == Form::Bytes => {
+                let message = "no request is given, and it is bytes: give it, @FILE, - for standard input, or '' \
+                               for an empty one";
+                return Err(InputError(message.to_owned()));
+            }
             Source::Nothing => return Ok(Vec::new()),
             Source::StandardInput => read(io::stdin().lock()),
             Source::File(file) => File::open(file).and_then(read),
