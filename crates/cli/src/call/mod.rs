@@ -31,6 +31,7 @@ use crate::method;
   echo '{\"pattern\": \"TODO\"}' | lapwing call 0x0310 -
   seq 10 | lapwing call numbers.sum --name calculator
   lapwing call fs.write @draft.md --metadata request='{\"path\": \"notes.md\"}'
+  jq -n --rawfile patch fix.diff '{$patch}' | lapwing call fs.apply_patch -
 
 Requests and replies are JSON here, whatever the method's codec; `lapwing describe METHOD` says what it
 takes. Only a method of codec raw has no JSON: it takes and gives its bytes as they are.
@@ -99,6 +100,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             None => method::number(&args.method).unwrap_or_default(),
         },
         client: &client,
+        gives_bytes: codec == Some("raw"),
     };
     match found.map_or(Shape::Unary, |found| found.method.shape) {
         _ if args.one_way => call.one_way(&source.whole(form)?),
@@ -118,11 +120,17 @@ struct Call<'a> {
     kind: u16,
     name: &'a str,
     options: CallOptions,
+    /// Whether replies are bytes.
+    gives_bytes: bool,
 }
 
 impl Call<'_> {
     fn failed(&self, source: CallError) -> CallFailed {
         CallFailed { method: self.name.to_owned(), source }
+    }
+
+    fn layout(&self, of_json: Layout) -> Layout {
+        if self.gives_bytes { Layout::AsIs } else { of_json }
     }
 
     fn items(&self, source: Source, form: Form) -> anyhow::Result<Items> {
@@ -138,7 +146,7 @@ impl Call<'_> {
     fn unary(&self, request: &Vec<u8>) -> anyhow::Result<()> {
         let method = Unary::<Vec<u8>, Payload, Raw>::new(self.kind, "");
         let reply = self.client.call_with(method, request, &self.options);
-        print(&reply.map_err(|error| self.failed(error))?, Layout::Indented)
+        print(&reply.map_err(|error| self.failed(error))?, self.layout(Layout::Indented))
     }
 
     fn server_stream(&self, request: &Vec<u8>) -> anyhow::Result<()> {
@@ -160,7 +168,7 @@ impl Call<'_> {
             }
         }
         let reply = upload.finish().map_err(|error| self.failed(error))?;
-        print(&reply, Layout::Indented)
+        print(&reply, self.layout(Layout::Indented))
     }
 
     fn duplex(&self, items: Items) -> anyhow::Result<()> {
@@ -183,7 +191,7 @@ impl Call<'_> {
         items: impl Iterator<Item = Result<Payload, CallError>>,
     ) -> anyhow::Result<()> {
         for item in items {
-            print(&item.map_err(|error| self.failed(error))?, Layout::Line)?;
+            print(&item.map_err(|error| self.failed(error))?, self.layout(Layout::Line))?;
         }
         Ok(())
     }

@@ -7,17 +7,22 @@ use crate::{json, output};
 pub(super) enum Layout {
     Indented,
     Line,
+    /// Not even a line end is added: bytes are no JSON, whatever they look like.
+    AsIs,
 }
 
 /// Prints a reply, or an item of one.
 pub(super) fn print(reply: &[u8], layout: Layout) -> anyhow::Result<()> {
+    if layout == Layout::AsIs && !output::is_terminal() {
+        return Ok(output::raw(&[reply])?);
+    }
     let text = std::str::from_utf8(reply).ok();
     let json = text.filter(|_| json::check(reply).is_ok());
     match (json, text) {
         (Some(json), _) if output::is_terminal() => {
             let text = match layout {
                 Layout::Indented => json::pretty(json),
-                Layout::Line => json::escaped(json),
+                Layout::Line | Layout::AsIs => json::escaped(json),
             };
             output::raw(&[text.as_bytes(), b"\n"])?;
         }
