@@ -17,7 +17,8 @@ use super::peer::{RETURN, memory_of};
 #[derive(Clone, Copy, PartialEq, PartialOrd, Debug)]
 pub(super) struct Course {
     pub(super) before: Memory,
-    pub(super) peak: Memory,
+    /// `None` when the thread that watches never got its turn, as beside one that spins with real-time priority.
+    pub(super) peak: Option<Memory>,
     pub(super) after: Memory,
     /// From the last reply until it was within [`NEAR_KIB`] of what it was, if it came to that.
     pub(super) back_after_ms: Option<u64>,
@@ -40,14 +41,11 @@ fn memory(server: u32) -> anyhow::Result<Memory> {
 }
 
 /// Looks at the server's memory until told that the burst is over; the most that was seen.
-fn watch(server: u32, over: &AtomicBool) -> Memory {
-    let mut peak = Memory::default();
+fn watch(server: u32, over: &AtomicBool) -> Option<Memory> {
+    let mut peak = None::<Memory>;
     while !over.load(Ordering::Relaxed) {
-        if let Some(now) = memory_of(server)
-            && now.kib() > peak.kib()
-        {
-            peak = now;
-        }
+        let now = memory_of(server);
+        peak = peak.into_iter().chain(now).max_by_key(|memory| memory.kib());
         thread::sleep(LOOK);
     }
     peak

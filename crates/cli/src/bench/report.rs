@@ -314,8 +314,8 @@ impl<'a> Report<'a> {
             from_due_p999_ns: self.over_rounds(part, from_due, 0.999),
             before_private_kib: worst.map(|course| course.before.private_kib),
             before_shared_kib: worst.map(|course| course.before.shared_kib),
-            peak_private_kib: worst.map(|course| course.peak.private_kib),
-            peak_shared_kib: worst.map(|course| course.peak.shared_kib),
+            peak_private_kib: worst.and_then(|course| Some(course.peak?.private_kib)),
+            peak_shared_kib: worst.and_then(|course| Some(course.peak?.shared_kib)),
             after_private_kib: worst.map(|course| course.after.private_kib),
             after_shared_kib: worst.map(|course| course.after.shared_kib),
             // The longest, and none at all when one round did not come to it.
@@ -456,6 +456,8 @@ fn print_burst(out: &mut impl Write, row: &Row) -> io::Result<()> {
     for (when, private, shared) in moments {
         if let (Some(private), Some(shared)) = (private, shared) {
             writeln!(out, "server {when:<6} {private:>8} KiB private {shared:>8} KiB shared")?;
+        } else if row.before_private_kib.is_some() {
+            writeln!(out, "server {when:<6} not seen: who watches got no turn")?;
         }
     }
     match row.back_after_ms {
