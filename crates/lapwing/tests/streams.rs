@@ -250,17 +250,33 @@ async fn methods_of_every_shape_work_through_the_blocking_client() {
     tokio::task::spawn_blocking(work).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stream_may_end_with_an_error_after_its_items() {
+    const FAILS: Range = Range { from: 0, to: 3, fail: true };
+    let is_its_own =
+        |error: &CallError| matches!(error, CallError::Status(s) if s.code == Code::DataLoss);
     let fixture = serve(ServerLimits::default());
-    let client = IpcClient::connect(&fixture.path).await.unwrap();
-    let mut numbers = client.stream(COUNT, &Range { from: 0, to: 3, fail: true }).await.unwrap();
-    for expected in 0..3 {
-        assert_eq!(numbers.next().await.unwrap().unwrap(), expected);
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        let mut numbers = client.stream(COUNT, &FAILS).await.unwrap();
+        for expected in 0..3 {
+            assert_eq!(numbers.next().await.unwrap().unwrap(), expected);
+        }
+        assert!(is_its_own(&numbers.next().await.unwrap().unwrap_err()));
+        assert!(numbers.next().await.is_none());
+
+        let path = fixture.path.clone();
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            let mut numbers = client.stream(COUNT, &FAILS, &CallOptions::default()).unwrap();
+            for expected in 0..3 {
+                assert_eq!(numbers.next().unwrap().unwrap(), expected);
+            }
+            assert!(is_its_own(&numbers.next().unwrap().unwrap_err()));
+            assert!(numbers.next().is_none());
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
     }
-    let error = numbers.next().await.unwrap().unwrap_err();
-    assert!(matches!(&error, CallError::Status(status) if status.code == Code::DataLoss));
-    assert!(numbers.next().await.is_none());
 }
 
 #[tokio::test]
@@ -725,26 +741,45 @@ async fn server_that_answers_early_ends_the_upload_and_its_answer_stays() {
     assert!(matches!(&error, CallError::Status(status) if status.code == Code::InvalidArgument));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_connection_is_visible_and_chosen() {
     let limits = ServerLimits { calls_in_flight: 2, ..ServerLimits::default() };
     let fixture = serve(limits);
-    let client = IpcClient::connect(&fixture.path).await.unwrap();
-    let naps: Vec<_> = (0..2)
-        .map(|_| {
-            let client = client.clone();
-            tokio::spawn(async move { client.call(NAP, &300).await })
-        })
-        .collect();
-    eventually("both run", || fixture.seen.running.load(Ordering::SeqCst) == 2).await;
-    let error = client.try_call(LENGTH, &"x".to_owned()).await.unwrap_err();
-    assert!(matches!(error, CallError::Full), "{error:?}");
-    // One that waits its turn.
-    assert_eq!(client.call(LENGTH, &"xy".to_owned()).await.unwrap(), 2);
-    for nap in naps {
-        nap.await.unwrap().unwrap();
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        let naps: Vec<_> = (0..2)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.call(NAP, &300).await })
+            })
+            .collect();
+        eventually("both run", || fixture.seen.running.load(Ordering::SeqCst) == 2).await;
+        let error = client.try_call(LENGTH, &"x".to_owned()).await.unwrap_err();
+        assert!(matches!(error, CallError::Full), "{error:?}");
+        // One that waits its turn.
+        assert_eq!(client.call(LENGTH, &"xy".to_owned()).await.unwrap(), 2);
+        for nap in naps {
+            nap.await.unwrap().unwrap();
+        }
+        assert_eq!(client.try_call(LENGTH, &"x".to_owned()).await.unwrap(), 1);
+
+        let path = fixture.path.clone();
+        let connect = move || blocking::IpcClient::connect_with(&path, &options(transport));
+        let client = tokio::task::spawn_blocking(connect).await.unwrap().unwrap();
+        let naps = [client.clone(), client.clone()]
+            .map(|client| std::thread::spawn(move || client.call(NAP, &300)));
+        eventually("both run", || fixture.seen.running.load(Ordering::SeqCst) == 2).await;
+        let work = move || {
+            let error = client.try_call(LENGTH, &"x".to_owned()).unwrap_err();
+            assert!(matches!(error, CallError::Full), "{error:?}");
+            assert_eq!(client.call(LENGTH, &"xy".to_owned()).unwrap(), 2);
+            for nap in naps {
+                nap.join().unwrap().unwrap();
+            }
+            assert_eq!(client.try_call(LENGTH, &"x".to_owned()).unwrap(), 1);
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
     }
-    assert_eq!(client.try_call(LENGTH, &"x".to_owned()).await.unwrap(), 1);
 }
 
 /// The server's one thread is kept busy, so that nobody reads while the ring fills.

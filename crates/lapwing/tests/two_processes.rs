@@ -164,7 +164,7 @@ fn replies_sent_before_the_server_was_killed_arrive() {
     let Some(mut victim) = Victim::start(test_name!(), |server| server) else { return };
     let clients: Vec<_> =
         ways().map(|way| blocking::IpcClient::connect_with(victim.path(), &way).unwrap()).collect();
-    let sent = victim.stat("sent");
+    let (sent, received) = (victim.stat("sent"), victim.stat("received"));
     // Nobody collects before the server is gone.
     let waiting: Vec<_> = clients
         .iter()
@@ -174,7 +174,19 @@ fn replies_sent_before_the_server_was_killed_arrive() {
             [(soon, true), (never, false)]
         })
         .collect();
-    victim.await_stat("sent", sent + clients.len() as u64);
+    let runtime = runtime();
+    let client = |way| runtime.block_on(IpcClient::connect_with(victim.path(), way)).unwrap();
+    let async_clients: Vec<_> = ways().map(client).collect();
+    let started = async_clients.iter().map(|client| {
+        let [soon, never] = [client.clone(), client.clone()];
+        let soon = runtime.spawn(async move { soon.call_raw(LATER, &1_u64.to_le_bytes()).await });
+        let never = runtime.spawn(async move { never.call_raw(LATER, &FOREVER).await });
+        (soon, never)
+    });
+    let started: Vec<_> = started.collect();
+    let calls = clients.len() + async_clients.len();
+    victim.await_stat("sent", sent + calls as u64);
+    victim.await_stat("received", received + 2 * calls as u64);
     victim.kill();
     for (call, answered) in waiting {
         let ended = call.collect();
@@ -183,6 +195,11 @@ fn replies_sent_before_the_server_was_killed_arrive() {
         } else {
             assert_maybe(&ended.unwrap_err());
         }
+    }
+    for (soon, never) in started {
+        let (soon, never) = runtime.block_on(async { (soon.await.unwrap(), never.await.unwrap()) });
+        assert_eq!(soon.unwrap().bytes(), 1_u64.to_le_bytes());
+        assert_maybe(&never.unwrap_err());
     }
 }
 
