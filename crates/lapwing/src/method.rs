@@ -60,6 +60,47 @@ shapes! {
 /// const WRONG: lapwing::Unary<u8, u8> = lapwing::Unary::new(0x00FF, "wrong");
 /// let _ = WRONG;
 /// ```
+///
+/// Nor does a call with other types. This does:
+///
+/// ```
+/// # use lapwing::{CallError, Unary, blocking::IpcClient};
+/// # const LENGTH: Unary<String, u64> = Unary::new(0x0400, "text.length");
+/// fn length(client: &IpcClient, text: String) -> Result<u64, CallError> {
+///     client.call(LENGTH, &text)
+/// }
+/// ```
+///
+/// A request of another type does not:
+///
+/// ```compile_fail,E0308
+/// # use lapwing::{CallError, Unary, blocking::IpcClient};
+/// # const LENGTH: Unary<String, u64> = Unary::new(0x0400, "text.length");
+/// fn length(client: &IpcClient, text: u32) -> Result<u64, CallError> {
+///     client.call(LENGTH, &text)
+/// }
+/// ```
+///
+/// Nor a reply of another type:
+///
+/// ```compile_fail,E0308
+/// # use lapwing::{CallError, Unary, blocking::IpcClient};
+/// # const LENGTH: Unary<String, u64> = Unary::new(0x0400, "text.length");
+/// fn length(client: &IpcClient, text: String) -> Result<String, CallError> {
+///     client.call(LENGTH, &text)
+/// }
+/// ```
+///
+/// Nor a call of another shape:
+///
+/// ```compile_fail,E0308
+/// # use lapwing::{CallError, Unary, blocking::IpcClient};
+/// # const LENGTH: Unary<String, u64> = Unary::new(0x0400, "text.length");
+/// fn length(client: &IpcClient, text: String) -> Result<u64, CallError> {
+///     client.send(LENGTH, &text)?;
+///     Ok(0)
+/// }
+/// ```
 pub struct Method<S, Request, Reply, C = Postcard> {
     kind: u16,
     name: &'static str,
