@@ -102,9 +102,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         client: &client,
         gives_bytes: codec == Some("raw"),
     };
-    match found.map_or(Shape::Unary, |found| found.method.shape) {
-        _ if args.one_way => call.one_way(&source.whole(form)?),
-        Shape::OneWay => call.one_way(&source.whole(form)?),
+    let shape = if args.one_way {
+        Shape::OneWay
+    } else {
+        found.map_or(Shape::Unary, |found| found.method.shape)
+    };
+    match shape {
+        // Disconnecting would wait until the server has done what it says.
+        Shape::OneWay => return call.one_way(&source.whole(form)?),
         Shape::Unary => call.unary(&source.whole(form)?),
         Shape::ServerStream => call.server_stream(&source.whole(form)?),
         Shape::ClientStream => call.client_stream(call.items(source, form)?),
