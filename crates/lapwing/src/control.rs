@@ -54,7 +54,9 @@ impl ControlSocket {
 
     /// Goes on with a socket whose handshake is over.
     pub(crate) fn over(socket: Arc<UnixStream>) -> ControlSocket {
-        ControlSocket { socket, frame: vec![], wanted: Header::BYTES, descriptors: vec![] }
+        // With room for a header: a look at a socket that brings nothing then allocates nothing.
+        let frame = Vec::with_capacity(Header::BYTES);
+        ControlSocket { socket, frame, wanted: Header::BYTES, descriptors: vec![] }
     }
 
     pub(crate) fn socket(&self) -> &Arc<UnixStream> {
