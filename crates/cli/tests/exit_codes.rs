@@ -35,6 +35,10 @@ fn wrong_command_line_is_2() {
         &["call"],
         &["serve", "--threads", "0"],
         &["ping", "--socket", "a", "--name", "b"],
+        &["bench", "rtt", "--samples", "0"],
+        &["bench", "rtt", "--ring", "32768"],
+        &["bench", "rtt", "--ring", "134217728"],
+        &["bench", "rtt", "--payload", "10485761"],
     ] {
         let ended = lapwing(args);
         assert_eq!(ended.code, Some(2), "{args:?}: {ended:?}");

@@ -851,6 +851,15 @@ impl Receiving {
         }
     }
 
+    /// Whether [`Receiving::next`] would find nothing. Of a socket that is not known without a system call.
+    #[inline]
+    pub(crate) fn has_no_more(&self) -> bool {
+        match &self.r#in {
+            In::Ring { consumer, .. } => !consumer.has_record(),
+            In::Socket { .. } => false,
+        }
+    }
+
     /// What changes when the peer makes room; nothing on a socket.
     #[inline]
     pub(crate) fn peer_progress(&self) -> (u64, u64) {

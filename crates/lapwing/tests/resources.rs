@@ -138,15 +138,7 @@ fn unary_call_allocates_nothing_on_either_side_once_warm() {
                 for bytes in [64, 5 * 1024] {
                     let calls = CALLS[transport];
                     let order = format!("{client} {transport} {kind} {bytes} {calls}");
-                    let mut counted = measure(&mut victim, &mut caller, &order);
-                    // A side that the machine keeps waiting now and then allocates twice in ten thousand calls; what
-                    // belongs to the calls comes each time.
-                    for _ in 0..2 {
-                        if *way == Transport::SharedMemory && counted != (0, 0) {
-                            eprintln!("again: {counted:?} of {order}");
-                            counted = measure(&mut victim, &mut caller, &order);
-                        }
-                    }
+                    let counted = measure(&mut victim, &mut caller, &order);
                     let line = format!(
                         "{name} client, {way:?}, {route}, {bytes} B, {calls} calls: {} allocations \
                          in the client, {} in the server",

@@ -124,6 +124,15 @@ fn killed_server_ends_every_waiting_call_of_async_clients() {
     });
 }
 
+fn all_threads_sleep(pid: u32) -> bool {
+    let sleeps = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap();
+        // The state stands behind the name, which is in parentheses.
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+    };
+    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|task| sleeps(task.unwrap()))
+}
+
 /// Nobody has called since the server was killed, so nobody has seen it; the first to call finds out.
 #[test]
 fn what_is_sent_to_a_server_killed_before_went_nowhere() {
@@ -138,8 +147,8 @@ fn what_is_sent_to_a_server_killed_before_went_nowhere() {
     for client in &clients {
         client.call_raw(ECHO, b"1").unwrap();
     }
-    // The server sleeps after a moment without calls.
-    std::thread::sleep(Duration::from_millis(200));
+    // One that is killed while it still looks for calls may have seen what comes after it.
+    eventually("the server sleeps", || all_threads_sleep(victim.pid()).then_some(()));
     victim.kill();
     for pair in clients.chunks(2) {
         assert_never(&pair[0].call_raw(ECHO, b"2").unwrap_err());

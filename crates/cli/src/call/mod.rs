@@ -39,7 +39,7 @@ takes. Only a method of codec raw has no JSON: it takes and gives its bytes as t
 A method that takes a stream is sent each line of its input as an item, while they come and at the
 server's pace; the end of the input ends that stream. Items that are not JSON are sent with their line
 ends, so that nothing of the input is lost. One that answers with a stream prints each item on
-a line as it comes. A reply that is JSON is indented on a terminal and one line elsewhere; other replies
+a line as it comes, items of bytes as they are. A reply that is JSON is indented on a terminal and one line elsewhere; other replies
 are printed as they are. When the server answers with an error, the exit code is 5.")]
 pub(crate) struct Args {
     /// A name that `lapwing describe` lists, or a number such as 0x0310.

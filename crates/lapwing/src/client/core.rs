@@ -1249,7 +1249,8 @@ impl Core {
         }
     }
 
-    fn deliver_last(&self, inbox: &mut Inbox) {
+    /// After the socket ended: what the peer sent before it went is still in the ring.
+    pub(crate) fn deliver_last(&self, inbox: &mut Inbox) {
         let broken = match self.deliver(inbox, None) {
             Ok(_) => Broken::Ended,
             Err(broken) => broken,

@@ -187,6 +187,11 @@ impl Driver {
     }
 
     fn end(&self, broken: &Broken) {
-        self.core.end_with(&mut lock(&self.core.inbox), broken);
+        if matches!(broken, Broken::Ended) {
+            self.core.deliver_last(&mut lock(&self.core.inbox));
+        } else {
+            // Nothing is to be delivered, so who looks in place at this moment is not waited for.
+            self.core.finish(broken);
+        }
     }
 }

@@ -91,6 +91,11 @@ impl Ahead {
             let Some(header) = receiving.next(frame)? else {
                 break;
             };
+            // One that comes alone need not wait, nor room be made where it could.
+            if self.is_empty() && receiving.has_no_more() {
+                self.pass();
+                return Ok(Some(header));
+            }
             if self.is_given_up_by(&header) {
                 continue;
             }

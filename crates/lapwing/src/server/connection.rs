@@ -104,8 +104,8 @@ pub(crate) struct Connection {
     out: Arc<Out>,
     receiving: Receiving,
     frame: Box<Frame>,
-    /// Frames that were read ahead, from the first time on that some were.
-    ahead: Option<Box<Ahead>>,
+    /// Frames that were read ahead.
+    ahead: Ahead,
     /// From the first frame with priority on, so that such frames overtake others; and after a long turn.
     reads_ahead: bool,
     sees_priority: bool,
@@ -188,7 +188,7 @@ impl Connection {
             }),
             receiving,
             frame: Box::default(),
-            ahead: None,
+            ahead: Ahead::default(),
             reads_ahead: false,
             sees_priority: false,
             turned_at: Instant::now(),
@@ -476,8 +476,8 @@ impl Connection {
             let outbox = lock(&self.out.outbox);
             outbox.waiting.is_empty() && !outbox.sending.has_backlog()
         };
-        let ahead = self.ahead.as_ref().is_some_and(|ahead| !ahead.is_empty());
-        (self.leaving || self.peer_left) && self.calls.is_empty() && !ahead && quiet()
+        let read = self.ahead.is_empty();
+        (self.leaving || self.peer_left) && self.calls.is_empty() && read && quiet()
     }
 
     /// Handles what is here, up to a turn's worth, and looks at the peer's bell once.
@@ -498,7 +498,7 @@ impl Connection {
             if straight && !is_first && self.may_be_late(&header) {
                 self.reads_ahead = true;
                 let frame = std::mem::replace(&mut self.frame, Frame::kept());
-                self.ahead.get_or_insert_default().put(header, frame);
+                self.ahead.put(header, frame);
                 continue;
             }
             left = left.saturating_sub(1 + header.length as usize / BYTES_OF_A_FRAME);
@@ -525,13 +525,10 @@ impl Connection {
     #[inline(always)]
     fn next_frame(&mut self) -> Result<(Option<Header>, bool), Broken> {
         let Self { ahead, receiving, frame, reads_ahead, .. } = self;
-        if *reads_ahead || ahead.is_some() {
-            let ahead = ahead.get_or_insert_default();
-            if *reads_ahead || !ahead.is_empty() {
-                return Ok((ahead.next(receiving, frame)?, false));
-            }
-            ahead.pass();
+        if *reads_ahead || !ahead.is_empty() {
+            return Ok((ahead.next(receiving, frame)?, false));
         }
+        ahead.pass();
         Ok((receiving.next(frame)?, true))
     }
 
@@ -581,8 +578,8 @@ impl Connection {
                     "calls in JSON were not agreed on",
                 ));
             }
-            if let (Some(left), Some(ahead)) = (&mut carried.remaining, &self.ahead) {
-                *left = left.saturating_sub(ahead.waited());
+            if let Some(left) = &mut carried.remaining {
+                *left = left.saturating_sub(self.ahead.waited());
             }
             Some(carried)
         } else {
@@ -602,7 +599,7 @@ impl Connection {
         if let Some(Carried { remaining: Some(Duration::ZERO), .. }) = carried {
             return self.fail(header, &CallEnd::DeadlineExceeded.status());
         }
-        if self.ahead.as_ref().is_some_and(|ahead| ahead.is_given_up()) {
+        if self.ahead.is_given_up() {
             let mut outbox = lock(&self.out.outbox);
             // The word that it is given up.
             outbox.tally.received += 1;
