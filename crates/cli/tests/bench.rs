@@ -43,6 +43,8 @@ const NAMES: &[&str] = &[
     "every_ns",
     "ratio_to_line",
     "ratio_p99_to_line",
+    "above_line_p50_ns",
+    "above_line_p99_ns",
     "from_due_p50_ns",
     "from_due_p99_ns",
     "from_due_p999_ns",
@@ -157,7 +159,11 @@ fn chunks_times_every_item_from_its_sending_and_from_when_it_was_due() {
         assert_eq!((&rows[2]["scenario"], &rows[2]["samples"]), (&"chunks".into(), &200.into()));
         let row = &rows[0];
         assert_eq!((&row["scenario"], &row["samples"]), (&"chunks".into(), &200.into()));
-        assert!(row["ratio_to_line"].is_f64() && row["ratio_p99_to_line"].is_f64(), "{row}");
+        for figure in
+            ["ratio_to_line", "ratio_p99_to_line", "above_line_p50_ns", "above_line_p99_ns"]
+        {
+            assert!(row[figure].is_f64() && rows[1][figure].is_f64(), "{figure}: {row}");
+        }
         assert_eq!((&row["payload_bytes"], &row["every_ns"]), (&200.into(), &20_000.into()));
         assert!(row["in_flight"].is_null() && row["p999_ns"].as_u64() > Some(0), "{row}");
         assert!(row["from_due_p50_ns"].as_u64() >= row["p50_ns"].as_u64(), "{row}");

@@ -156,9 +156,10 @@ impl Floor {
         Ok(())
     }
 
-    /// Has the other process hand over one cache line `count` times, once each `every_ns` or as soon
-    /// as the one before was taken; `each` is told how many nanoseconds it took from the other process's look
-    /// at the shared clock until this one has looked, too.
+    /// Has the other process hand over a cache line `count` times, once each `every_ns`, or as soon as there is one of the
+    /// 64 that this one has emptied; `each` is told how many nanoseconds it took from the other process's look
+    /// at the shared clock until this one has looked, too. So when one of the two pauses, what comes meanwhile waits, as
+    /// the items of a stream do.
     ///
     /// # Errors
     ///
@@ -171,8 +172,8 @@ impl Floor {
     ) -> io::Result<()> {
         self.line.clear();
         self.command(PACED, every_ns, count)?;
-        for _ in 0..count {
-            let told = self.line.hear();
+        for n in 0..count {
+            let told = self.line.hear(n);
             each(now_ns().saturating_sub(told));
         }
         Ok(())
@@ -190,7 +191,7 @@ impl Floor {
         for n in 0..count {
             let due = first + n * u64::from(every_ns);
             while now_ns() < due {}
-            self.line.tell(now_ns);
+            self.line.tell(n, now_ns);
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the machine itself costs, as the floor that every latency is compared with.
 //!
-//! [`LineFloor`] hands one cache line to and fro between two processes, by one word that both write: no
-//! protocol between two cores can be faster. It is the one place where a word has two writers, and no
+//! [`LineFloor`] hands one cache line to and fro between two processes, or some in one direction, by words that both
+//! write: no protocol between two cores can be faster. It is the one place where a word has two writers, and no
 //! connection uses it. [`CopyFloor`] is memory that two processes copy bytes through, with nothing around it.
 
 use std::io;
@@ -12,10 +12,13 @@ use crate::memory::{OwnBulk, PeerBulk};
 use crate::sync::Ordering;
 use crate::{layout, sys};
 
-/// Bytes of the line's file: a page.
+/// Bytes of the lines' file: a page.
 const BYTES: usize = 4096;
 
-/// A word that two processes hand to each other.
+/// Lines that can be on their way at once in [`LineFloor::tell`].
+pub const LINES: u64 = layout::PAGE_LINES as u64;
+
+/// Words, a line each, that two processes hand to each other.
 #[derive(Debug)]
 pub struct LineFloor {
     mapping: Mapping,
@@ -49,9 +52,9 @@ impl LineFloor {
     /// over the life of the page, on both sides alike.
     #[inline]
     pub fn ping(&self, n: u64) {
-        self.mapping.word().store(2 * n + 1, Ordering::Release);
+        self.mapping.line(0).store(2 * n + 1, Ordering::Release);
         // No `pause`: it would cost more than the line's way.
-        while self.mapping.word().load(Ordering::Acquire) != 2 * n + 2 {}
+        while self.mapping.line(0).load(Ordering::Acquire) != 2 * n + 2 {}
     }
 
     /// The other side of [`LineFloor::ping`].
@@ -64,34 +67,37 @@ impl LineFloor {
     /// The first half of [`LineFloor::answer`]: what the other side wrote before its ping can be read then.
     #[inline]
     pub fn wait(&self, n: u64) {
-        while self.mapping.word().load(Ordering::Acquire) != 2 * n + 1 {}
+        while self.mapping.line(0).load(Ordering::Acquire) != 2 * n + 1 {}
     }
 
     /// The second half of [`LineFloor::answer`].
     #[inline]
     pub fn hand_back(&self, n: u64) {
-        self.mapping.word().store(2 * n + 2, Ordering::Release);
+        self.mapping.line(0).store(2 * n + 2, Ordering::Release);
     }
 
-    /// Makes the line empty, for [`LineFloor::tell`].
+    /// Makes all lines empty, for [`LineFloor::tell`].
     pub fn clear(&self) {
-        self.mapping.word().store(0, Ordering::Release);
+        (0..LINES).for_each(|n| self.mapping.line(n).store(0, Ordering::Release));
     }
 
-    /// Hands over what `value` says, not 0, once the other side has taken what came before.
+    /// Hands over what `value` says, not 0, as the `n`th, in a line of its own, once the other side has taken what was
+    /// there: [`LINES`] before. `n` counts up from 0 after [`LineFloor::clear`], on both sides alike.
     #[inline]
-    pub fn tell(&self, value: impl FnOnce() -> u64) {
-        while self.mapping.word().load(Ordering::Acquire) != 0 {}
-        self.mapping.word().store(value(), Ordering::Release);
+    pub fn tell(&self, n: u64, value: impl FnOnce() -> u64) {
+        let line = self.mapping.line(n);
+        while line.load(Ordering::Acquire) != 0 {}
+        line.store(value(), Ordering::Release);
     }
 
-    /// Takes what [`LineFloor::tell`] hands over.
+    /// Takes the `n`th that [`LineFloor::tell`] hands over.
     #[inline]
-    pub fn hear(&self) -> u64 {
+    pub fn hear(&self, n: u64) -> u64 {
+        let line = self.mapping.line(n);
         loop {
-            let value = self.mapping.word().load(Ordering::Acquire);
+            let value = line.load(Ordering::Acquire);
             if value != 0 {
-                self.clear();
+                line.store(0, Ordering::Release);
                 return value;
             }
         }
@@ -212,5 +218,19 @@ mod tests {
             }
         }
         assert_eq!((0..5).map(|n| place(n, 1 << 20) >> 20).collect::<Vec<_>>(), [0, 1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn lines_are_told_without_a_listener_as_far_as_there_are_some() {
+        let (near, file) = LineFloor::create().unwrap();
+        let far = LineFloor::open(file).unwrap();
+        for lap in 0..2 {
+            (LINES * lap..LINES * (lap + 1)).for_each(|n| near.tell(n, || n + 1));
+            (LINES * lap..LINES * (lap + 1)).for_each(|n| assert_eq!(far.hear(n), n + 1));
+        }
+        near.tell(2 * LINES, || 1);
+        far.clear();
+        near.tell(0, || 2);
+        assert_eq!(far.hear(0), 2);
     }
 }

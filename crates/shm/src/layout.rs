@@ -13,6 +13,9 @@
 /// Bytes of a cache line, the unit in which records are aligned and positions advance.
 pub const LINE_BYTES: usize = 64;
 
+/// Lines of a page.
+pub const PAGE_LINES: usize = 4096 / LINE_BYTES;
+
 /// Bytes of the commit word in front of each record's body.
 pub const COMMIT_BYTES: usize = 8;
 

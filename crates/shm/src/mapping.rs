@@ -6,6 +6,7 @@ use std::ptr::{self, NonNull};
 
 use rustix::mm::{self, MapFlags, ProtFlags};
 
+use crate::layout;
 use crate::sync::AtomicU64;
 
 /// A stretch of address space that is unmapped on drop.
@@ -94,12 +95,14 @@ impl Mapping {
         Ok(())
     }
 
-    /// The first word, for the floor.
+    /// The first word of one of the first page's [`layout::PAGE_LINES`] lines, for the floor; lines are counted around.
     #[inline]
-    pub(crate) fn word(&self) -> &AtomicU64 {
-        // SAFETY: page-aligned, at least a page long, mapped while `self` lives (invariant M), and
-        // accessed only as an atomic by either process.
-        unsafe { self.base.cast::<AtomicU64>().as_ref() }
+    pub(crate) fn line(&self, n: u64) -> &AtomicU64 {
+        let at = n as usize % layout::PAGE_LINES * layout::LINE_BYTES;
+        // SAFETY: a mapping is at least a page long, and `at` is within it.
+        let line = unsafe { self.base.byte_add(at) };
+        // SAFETY: on a line, mapped while `self` lives (invariant M), and accessed only as an atomic by either process.
+        unsafe { line.cast::<AtomicU64>().as_ref() }
     }
 
     /// Takes this process's hold off the pages of a mapping that is read-only, so that they no longer count

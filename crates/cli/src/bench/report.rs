@@ -132,6 +132,9 @@ struct Row {
     /// same round.
     ratio_to_line: Option<f64>,
     ratio_p99_to_line: Option<f64>,
+    /// Median over rounds of what is left of this system's p50, and p99, without those of the bare line.
+    above_line_p50_ns: Option<f64>,
+    above_line_p99_ns: Option<f64>,
     /// From when an item was due, not from when it was sent.
     from_due_p50_ns: Option<u64>,
     from_due_p99_ns: Option<u64>,
@@ -231,10 +234,19 @@ impl<'a> Report<'a> {
 
     /// In every round, this part's quantile to that of another.
     fn ratios(&self, part: usize, to: Option<usize>, q: f64) -> Vec<f64> {
-        let Some(to) = to else { return Vec::new() };
-        let at = |measured| latency(measured).map(|latency| latency.value_at_quantile(q));
-        let pairs = self.each(part).zip(self.each(to));
-        pairs.filter_map(|(this, to)| Some(at(this)? as f64 / at(to)?.max(1) as f64)).collect()
+        self.pairs(part, to, q).map(|(this, to)| this / to.max(1.0)).collect()
+    }
+
+    /// In every round, how many nanoseconds this part's latency is above the other's.
+    fn above(&self, part: usize, other: Option<usize>, q: f64) -> Vec<f64> {
+        self.pairs(part, other, q).map(|(this, other)| this - other).collect()
+    }
+
+    /// In every round, this part's latency and the other's, where both have one.
+    fn pairs(&self, part: usize, other: Option<usize>, q: f64) -> impl Iterator<Item = (f64, f64)> {
+        let at = move |measured| Some(latency(measured)?.value_at_quantile(q) as f64);
+        let each = other.map(|other| self.each(part).zip(self.each(other)));
+        each.into_iter().flatten().filter_map(move |(this, other)| Some((at(this)?, at(other)?)))
     }
 
     /// In every round, this part's messages in a second to the bare socket's, where both sent the same.
@@ -309,6 +321,8 @@ impl<'a> Report<'a> {
             every_ns: (about.is_lapwing() && options.every_ns > 0).then_some(options.every_ns),
             ratio_to_line: median(self.ratios(part, self.find("bare-line"), 0.5)),
             ratio_p99_to_line: median(self.ratios(part, self.find("bare-line"), 0.99)),
+            above_line_p50_ns: median(self.above(part, self.find("bare-line"), 0.5)),
+            above_line_p99_ns: median(self.above(part, self.find("bare-line"), 0.99)),
             from_due_p50_ns: self.over_rounds(part, from_due, 0.5),
             from_due_p99_ns: self.over_rounds(part, from_due, 0.99),
             from_due_p999_ns: self.over_rounds(part, from_due, 0.999),
@@ -423,8 +437,13 @@ fn print_notes(out: &mut impl Write, row: &Row) -> io::Result<()> {
             "typed, {handler} handler, with a deadline: {ratio:.2} x the same of bytes ({least:.2}-{most:.2})"
         )?;
     }
-    if let (Some(p50), Some(p99)) = (row.ratio_to_line, row.ratio_p99_to_line) {
-        writeln!(out, "lapwing takes {p50:.2} x a bare line at this pace, p99 {p99:.2} x")?;
+    if let (Some(ratio), Some(p50), Some(p99)) =
+        (row.ratio_to_line, row.above_line_p50_ns, row.above_line_p99_ns)
+    {
+        writeln!(
+            out,
+            "lapwing takes {ratio:.2} x a bare line at this pace: p50 {p50:+.0} ns, p99 {p99:+.0} ns"
+        )?;
     }
     if let (Some(p50), Some(p99), Some(p999)) =
         (row.from_due_p50_ns, row.from_due_p99_ns, row.from_due_p999_ns)
