@@ -41,6 +41,7 @@ mod ambient;
 pub mod blocking;
 mod bulk;
 mod client;
+mod clock;
 mod codec;
 mod compression;
 mod control;

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapwing_proto::{
-    CHECKSUM_RANGE, Checksum, DEADLINE_ALONE_BYTES, DEADLINE_VALUE_AT, Entry, ExtensionBuilder,
-    ExtensionError, Extensions, Features, Flags, FrameError, Header, LimitsGranted, MessageId,
-    PeerMisbehaved, TraceContext, WireError, deadline_alone, limits, read_deadline_alone,
-    take_bulk,
+    CHECKSUM_RANGE, Checksum, Entry, ExtensionBuilder, ExtensionError, Extensions, Features, Flags,
+    FrameError, Header, LimitsGranted, MessageId, PeerMisbehaved, TimeLeft, TraceContext,
+    WireError, limits, take_bulk,
 };
 use lapwing_shm::{
     BadCommit, Bell, Consumer, Doorbell, KeepBuffers, OwnBlock, OwnMemory, PeerMemory, Producer,
@@ -263,8 +262,7 @@ impl Written {
             (false, true) => bytes.extend_from_slice(&TIMED),
             (true, _) => {
                 bytes.extend_from_slice(&[0; Header::BYTES]);
-                let remaining = timed.then_some(Duration::ZERO);
-                put_extensions(bytes, remaining, trace, metadata, form)?;
+                put_extensions(bytes, timed.then_some(NO_TIME), trace, metadata, form)?;
             }
         }
         frame.front = bytes.len();
@@ -299,19 +297,19 @@ impl Written {
 
     /// Says that this much time is left, in a frame that says so at all.
     #[inline]
-    pub(crate) fn set_remaining(&mut self, left: Duration) {
+    pub(crate) fn set_time(&mut self, time: TimeLeft) {
         debug_assert!(self.timed, "it was put together for a call with a deadline");
-        let at = Header::BYTES + DEADLINE_VALUE_AT;
-        if let Some(value) = self.frame_mut().bytes.get_mut(at..at + 8) {
-            value.copy_from_slice(&micros(left).to_le_bytes());
-        }
+        time.set_in(&mut self.frame_mut().bytes[Header::BYTES..]);
     }
 }
 
-/// Room for a header, and a block that holds a deadline alone.
-const TIMED: [u8; Header::BYTES + DEADLINE_ALONE_BYTES] = {
-    let mut timed = [0; Header::BYTES + DEADLINE_ALONE_BYTES];
-    timed.split_at_mut(Header::BYTES).1.copy_from_slice(&deadline_alone(0));
+/// What stands in a frame until it is sent.
+const NO_TIME: TimeLeft = TimeLeft { remaining_us: 0, sent_at_ns: 0 };
+
+/// Room for a header, and a block that holds the time and nothing else.
+const TIMED: [u8; Header::BYTES + TimeLeft::BLOCK_BYTES] = {
+    let mut timed = [0; Header::BYTES + TimeLeft::BLOCK_BYTES];
+    timed.split_at_mut(Header::BYTES).1.copy_from_slice(&NO_TIME.block());
     timed
 };
 
@@ -320,13 +318,6 @@ impl Drop for Written {
     fn drop(&mut self) {
         drop(self.frame.take().map(Payload::of));
     }
-}
-
-/// Whole microseconds, as a deadline is told.
-#[inline]
-fn micros(time: Duration) -> u64 {
-    let seconds = time.as_secs().saturating_mul(1_000_000);
-    seconds.saturating_add(time.subsec_micros().into())
 }
 
 #[derive(Debug)]
@@ -803,7 +794,7 @@ impl Receiving {
         if header.flags.intersects(UNFOLDED)
             && header.kind.is_application()
             && (header.flags.contains(Flags::COMPRESSED)
-                || read_deadline_alone(&frame.bytes[Header::BYTES..]).is_none())
+                || TimeLeft::read_block(&frame.bytes[Header::BYTES..]).is_none())
         {
             return self.unfold(header, frame).map(Some);
         }
@@ -1036,6 +1027,8 @@ impl<K: Into<String>, V: Into<Vec<u8>>, const N: usize> From<[(K, V); N]> for Me
 pub(crate) struct Carried {
     /// Time that is left for the call.
     pub(crate) remaining: Option<Duration>,
+    /// When that was said, in nanoseconds of the clock that both sides may have.
+    pub(crate) sent_at_ns: Option<u64>,
     /// What is rarer.
     pub(crate) more: Option<Box<CarriedMore>>,
 }
@@ -1057,25 +1050,27 @@ pub(crate) struct CarriedMore {
 /// What keeps the frame from being understood; it is as it was then.
 #[inline]
 pub(crate) fn take_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
-    match read_deadline_alone(&frame.bytes[Header::BYTES..]) {
-        Some(remaining_us) => {
-            frame.front = Header::BYTES + DEADLINE_ALONE_BYTES;
-            Ok(Carried { remaining: Some(Duration::from_micros(remaining_us)), more: None })
-        }
-        None => take_any_extensions(frame),
-    }
+    let Some(TimeLeft { remaining_us, sent_at_ns }) =
+        TimeLeft::read_block(&frame.bytes[Header::BYTES..])
+    else {
+        return take_any_extensions(frame);
+    };
+    frame.front = Header::BYTES + TimeLeft::BLOCK_BYTES;
+    let remaining = Some(Duration::from_micros(remaining_us));
+    Ok(Carried { remaining, sent_at_ns: Some(sent_at_ns), more: None })
 }
 
 #[cold]
 fn take_any_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
     let (extensions, rest) = Extensions::parse(&frame.bytes[Header::BYTES..])?;
-    let mut remaining = None;
+    let (mut remaining, mut sent_at_ns) = (None, None);
     let mut more = Box::<CarriedMore>::default();
     for entry in extensions.iter() {
         match entry {
             Entry::Deadline { remaining_us } => {
                 remaining = Some(Duration::from_micros(remaining_us));
             }
+            Entry::Sent { at_ns } => sent_at_ns = Some(at_ns),
             Entry::Trace(trace) => more.trace = Some(trace),
             Entry::Metadata { key, value } => more.metadata.push(key, value),
             Entry::Json => more.form = Form::Json,
@@ -1083,7 +1078,7 @@ fn take_any_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
         }
     }
     frame.front = frame.bytes.len() - rest.len();
-    Ok(Carried { remaining, more: Some(more) })
+    Ok(Carried { remaining, sent_at_ns, more: Some(more) })
 }
 
 /// Appends an extension block.
@@ -1093,24 +1088,23 @@ fn take_any_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
 /// More metadata than there may be, or an empty key.
 pub(crate) fn put_extensions(
     into: &mut Vec<u8>,
-    remaining: Option<Duration>,
+    time: Option<TimeLeft>,
     trace: Option<TraceContext>,
     metadata: &Metadata,
     form: Form,
 ) -> Result<(), ExtensionError> {
-    if let Some(remaining) = remaining
+    if let Some(time) = time
         && trace.is_none()
         && metadata.is_empty()
         && form == Form::Own
     {
-        into.extend_from_slice(&deadline_alone(micros(remaining)));
+        into.extend_from_slice(&time.block());
         return Ok(());
     }
     let mut block = ExtensionBuilder::new(into);
-    // First, where `Written::set_remaining` finds it.
-    if let Some(remaining) = remaining {
-        let remaining_us = micros(remaining);
-        block.push(Entry::Deadline { remaining_us })?;
+    // First, where `TimeLeft::set_in` finds them.
+    if let Some(TimeLeft { remaining_us, sent_at_ns }) = time {
+        block.push(Entry::Deadline { remaining_us })?.push(Entry::Sent { at_ns: sent_at_ns })?;
     }
     if let Some(trace) = trace {
         block.push(Entry::Trace(trace))?;

@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -98,6 +99,28 @@ pub(crate) fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     // Neither is ever negative.
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// The longest time from one tick to the next: that of a kernel with 100 a second.
+pub(crate) const TICK: Duration = Duration::from_millis(10);
+
+/// As [`monotonic_ns`], at the last tick: less than [`TICK`] ago.
+#[inline]
+pub(crate) fn monotonic_tick_ns() -> u64 {
+    let tick = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    tick.tv_sec as u64 * 1_000_000_000 + tick.tv_nsec as u64
+}
+
+/// Whether that process of this machine reads the same monotonic clock: whether it is in the same time namespace
+/// (`time_namespaces(7)`). One that this process may not look at does not.
+pub(crate) fn shares_clock(pid: i32) -> bool {
+    match rustix::fs::stat("/proc/self/ns/time") {
+        Ok(own) => rustix::fs::stat(format!("/proc/{pid}/ns/time"))
+            .is_ok_and(|other| (own.st_dev, own.st_ino) == (other.st_dev, other.st_ino)),
+        // A kernel without such namespaces has one clock.
+        Err(Errno::NOENT) => rustix::fs::stat("/proc/self/ns").is_ok(),
+        Err(_) => false,
+    }
 }
 
 /// What one receive brought.

@@ -8,10 +8,10 @@ use lapwing::{
     Builder, Call, CallError, CallOptions, ClientOptions, ClientStream, Code, Duplex, EndReason,
     Payload, Raw, ServerStream, Sink, Source, Status, Transport, blocking,
 };
-use lapwing_proto::{Credit, Flags, Goodbye, Kind};
+use lapwing_proto::{Credit, Features, Flags, Goodbye, Hello, Kind, TimeLeft};
 use lapwing_testkit::frame::RawFrame;
 use lapwing_testkit::methods::ECHO;
-use lapwing_testkit::{Heard, RawPeer, RawServer, Victim, test_name};
+use lapwing_testkit::{Heard, RawPeer, RawServer, Victim, hello, test_name};
 
 const BOTH: [Transport; 2] = [Transport::SharedMemory, Transport::Socket];
 
@@ -316,6 +316,38 @@ fn deadline_of_nothing_is_answered_and_the_call_never_begins() {
             let (header, reply) = peer.hear_frame();
             assert_eq!(header.flags, Flags::RESPONSE | Flags::ERROR);
             assert_eq!(Status::decode(&reply).unwrap().code, Code::DeadlineExceeded);
+        }
+    }
+    victim.assert_unharmed();
+}
+
+#[test]
+fn time_of_sending_counts_where_one_clock_was_agreed_on_and_nowhere_else() {
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    let now_ns = lapwing::floor::now_ns;
+    let answers = |transport, features, sent_at_ns| {
+        let hello = Hello { features, ..hello(transport) };
+        let (mut peer, ack) = RawPeer::greet_with(victim.path(), &hello);
+        assert_eq!(ack.features, features);
+        let mut payload = TimeLeft { remaining_us: 20_000_000, sent_at_ns }.block().to_vec();
+        payload.extend_from_slice(b"seen");
+        peer.send_frame(&RawFrame::of(Flags::REQUEST | Flags::EXTENDED, ECHO, 2, &payload));
+        let (header, reply) = peer.hear_frame();
+        if header.flags == Flags::RESPONSE {
+            assert_eq!(reply, b"seen");
+            return true;
+        }
+        assert_eq!(Status::decode(&reply).unwrap().code, Code::DeadlineExceeded);
+        false
+    };
+    for transport in BOTH {
+        let half_an_age_ago = now_ns() - 10_000_000_000;
+        for at in [now_ns(), half_an_age_ago, u64::MAX] {
+            assert!(answers(transport, Features::CLOCK, at), "{transport:?} {at}");
+        }
+        for at in [0, now_ns() - 20_000_000_001] {
+            assert!(!answers(transport, Features::CLOCK, at), "{transport:?} {at}");
+            assert!(answers(transport, Features::NONE, at), "{transport:?} {at}");
         }
     }
     victim.assert_unharmed();

@@ -283,6 +283,67 @@ fn call_whose_time_is_over_before_the_server_reads_it_never_starts() {
             std::thread::sleep(Duration::from_millis(1));
         }
         let stats = fixture.server.stats();
-        assert_eq!((stats.cancelled, stats.late, stats.misbehaved), (1, 0, 0), "{stats:?}");
+        // That it is cancelled was said to a call that had been answered.
+        assert_eq!((stats.cancelled, stats.late, stats.misbehaved), (0, 1, 0), "{stats:?}");
     }
+}
+
+/// More than are read ahead.
+const MANY: usize = 200;
+
+#[test]
+fn whatever_waits_past_its_deadline_never_starts_however_much_waits_and_wherever() {
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        for own_connection in [true, false] {
+            late_ones_never_start(transport, own_connection);
+        }
+    }
+}
+
+/// Calls and messages wait behind a call that holds the server's only thread, on the same connection or another one.
+fn late_ones_never_start(transport: Transport, own_connection: bool) {
+    let fixture = serve(256);
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let connect = || IpcClient::connect_with(&fixture.path, options(transport));
+        let client = connect().await.unwrap();
+        let other = connect().await.unwrap();
+        let holder = if own_connection { client.clone() } else { other };
+        client.call(NAP_MS, &0).await.unwrap();
+        let block = tokio::spawn(async move { holder.call(BLOCK_MS, &400).await });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let late = lapwing::CallOptions::default().timeout(Duration::from_millis(20));
+        for _ in 0..MANY {
+            client.send_with(NOTE, &vec![1], &late).await.unwrap();
+        }
+        let calls: Vec<_> = (0..MANY)
+            .map(|_| {
+                let (client, late) = (client.clone(), late.clone());
+                tokio::spawn(async move { client.call_with(NOTE_CALL, &(), &late).await })
+            })
+            .collect();
+        for call in calls {
+            let noted = call.await.unwrap();
+            assert!(matches!(noted, Err(CallError::DeadlineExceeded)), "{noted:?}");
+        }
+        assert!(!block.is_finished(), "they did not wait");
+        block.await.unwrap().unwrap();
+        // Behind all of them.
+        client.call(NAP_MS, &0).await.unwrap();
+        let case = format!("{transport:?} {own_connection}");
+        assert_eq!(fixture.notes.load(Ordering::SeqCst), 0, "{case}");
+        let in_time = lapwing::CallOptions::default().timeout(PATIENCE);
+        client.send_with(NOTE, &vec![1], &in_time).await.unwrap();
+        client.call_with(NOTE_CALL, &(), &in_time).await.unwrap();
+        assert_eq!(fixture.notes.load(Ordering::SeqCst), 2, "{case}");
+        client.disconnect().await;
+    });
+    let _entered = fixture.runtime.enter();
+    let until = std::time::Instant::now() + PATIENCE;
+    while fixture.server.connections() > 0 {
+        assert!(std::time::Instant::now() < until, "the connection is left");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let stats = fixture.server.stats();
+    assert_eq!((stats.dropped, stats.misbehaved), (MANY as u64, 0), "{stats:?}");
 }

@@ -20,6 +20,7 @@ const CRITICAL: u8 = 0x80;
 const DEADLINE: u8 = 0x01;
 const TRACE: u8 = 0x02;
 const METADATA: u8 = 0x04;
+const SENT: u8 = 0x06;
 const BULK: u8 = 0x83;
 const CODEC: u8 = 0x85;
 
@@ -66,6 +67,11 @@ pub enum Entry<'a> {
     Deadline {
         /// Microseconds from when the frame was sent.
         remaining_us: u64,
+    },
+    /// When the frame was sent. At most one. Of no meaning to a receiver that does not read the same clock.
+    Sent {
+        /// Nanoseconds of the clock that [`Features::CLOCK`](crate::Features::CLOCK) speaks of.
+        at_ns: u64,
     },
     /// Trace context. At most one.
     Trace(TraceContext),
@@ -185,46 +191,69 @@ impl<'a> Extensions<'a> {
     }
 }
 
-/// An entry without meaning, which every version skips: it keeps what follows the block aligned.
-const PADDING: u8 = 0x00;
-
-/// The block that a deadline alone makes, up to its value.
-const DEADLINE_ALONE: [u8; 5] = [14, 0, DEADLINE, 8, 0];
-
-/// What follows the value: padding, so that the payload behind the block is aligned to eight bytes as the frame is.
-const BEHIND_ALONE: [u8; 3] = [PADDING, 0, 0];
-
-/// Where the value of a deadline stands in a block that begins with one.
-pub const DEADLINE_VALUE_AT: usize = DEADLINE_ALONE.len();
-
-/// Bytes of a block that holds a deadline alone.
-pub const DEADLINE_ALONE_BYTES: usize = DEADLINE_ALONE.len() + 8 + BEHIND_ALONE.len();
-
-/// The block that holds a deadline alone, as most blocks do, and padding: made at once.
-#[must_use]
-#[inline]
-pub const fn deadline_alone(remaining_us: u64) -> [u8; DEADLINE_ALONE_BYTES] {
-    let mut block = [0; DEADLINE_ALONE_BYTES];
-    let (head, value) = block.split_at_mut(DEADLINE_VALUE_AT);
-    head.copy_from_slice(&DEADLINE_ALONE);
-    let (value, behind) = value.split_at_mut(8);
-    value.copy_from_slice(&remaining_us.to_le_bytes());
-    behind.copy_from_slice(&BEHIND_ALONE);
-    block
+/// The time that a call has, as most blocks hold it and nothing else: a deadline, and behind it when the frame was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeLeft {
+    /// Microseconds from when the frame was sent.
+    pub remaining_us: u64,
+    /// When the frame was sent: see [`Entry::Sent`].
+    pub sent_at_ns: u64,
 }
 
-/// The time that is left, in microseconds, if `payload` begins with the block that [`deadline_alone`] makes: what
-/// [`Extensions::parse`] would find, at once.
-#[must_use]
-#[inline]
-pub fn read_deadline_alone(payload: &[u8]) -> Option<u64> {
-    let (block, _) = payload.split_first_chunk::<DEADLINE_ALONE_BYTES>()?;
-    let (head, value) = block.split_first_chunk()?;
-    let (value, behind) = value.split_first_chunk()?;
-    if *head != DEADLINE_ALONE || *behind != BEHIND_ALONE {
-        return None;
+/// What stands in front of a block's first value, where a deadline comes first and the time of sending alone follows.
+const BEFORE_DEADLINE: [u8; 5] = [22, 0, DEADLINE, 8, 0];
+
+/// What stands between the two values.
+const BEFORE_SENT: [u8; 3] = [SENT, 8, 0];
+
+/// Where the value of a deadline stands in a block that begins with one, in bytes.
+const DEADLINE_VALUE_AT: usize = BEFORE_DEADLINE.len();
+
+/// Where the value of the time of sending stands in a block that begins with a deadline and it, in bytes.
+const SENT_VALUE_AT: usize = DEADLINE_VALUE_AT + 8 + BEFORE_SENT.len();
+
+impl TimeLeft {
+    /// Bytes of the block that [`TimeLeft::block`] makes: so many that the payload behind it is aligned to eight bytes as
+    /// the frame is.
+    pub const BLOCK_BYTES: usize = SENT_VALUE_AT + 8;
+
+    /// The block that holds this and nothing else: made at once.
+    #[must_use]
+    #[inline]
+    pub const fn block(self) -> [u8; TimeLeft::BLOCK_BYTES] {
+        let mut block = [0; TimeLeft::BLOCK_BYTES];
+        let (head, rest) = block.split_at_mut(DEADLINE_VALUE_AT);
+        head.copy_from_slice(&BEFORE_DEADLINE);
+        let (deadline, rest) = rest.split_at_mut(8);
+        deadline.copy_from_slice(&self.remaining_us.to_le_bytes());
+        let (between, sent) = rest.split_at_mut(BEFORE_SENT.len());
+        between.copy_from_slice(&BEFORE_SENT);
+        sent.copy_from_slice(&self.sent_at_ns.to_le_bytes());
+        block
     }
-    Some(u64::from_le_bytes(*value))
+
+    /// What [`TimeLeft::block`] made, if `payload` begins with it: what [`Extensions::parse`] would find, at once.
+    #[must_use]
+    #[inline]
+    pub fn read_block(payload: &[u8]) -> Option<TimeLeft> {
+        let (head, rest) = payload.split_first_chunk()?;
+        let (deadline, rest) = rest.split_first_chunk()?;
+        let (between, rest) = rest.split_first_chunk()?;
+        let (sent, _) = rest.split_first_chunk()?;
+        if *head != BEFORE_DEADLINE || *between != BEFORE_SENT {
+            return None;
+        }
+        let (remaining_us, sent_at_ns) = (u64::from_le_bytes(*deadline), u64::from_le_bytes(*sent));
+        Some(TimeLeft { remaining_us, sent_at_ns })
+    }
+
+    /// Writes this over what a block says that begins with the two entries, whatever follows them.
+    #[inline]
+    pub fn set_in(self, block: &mut [u8]) {
+        let Some(block) = block.first_chunk_mut::<{ TimeLeft::BLOCK_BYTES }>() else { return };
+        block[DEADLINE_VALUE_AT..][..8].copy_from_slice(&self.remaining_us.to_le_bytes());
+        block[SENT_VALUE_AT..][..8].copy_from_slice(&self.sent_at_ns.to_le_bytes());
+    }
 }
 
 /// Takes the bulk entry out of the extension block that begins at `start` of `frame` and is the rest of it, so
@@ -263,6 +292,7 @@ pub fn take_bulk(
 #[derive(Debug, Default)]
 struct Ledger {
     deadline: bool,
+    sent: bool,
     trace: bool,
     bulk: bool,
     codec: bool,
@@ -273,6 +303,7 @@ impl Ledger {
     fn admit(&mut self, entry: &Entry<'_>) -> Result<(), ExtensionError> {
         let (seen, number) = match entry {
             Entry::Deadline { .. } => (&mut self.deadline, DEADLINE),
+            Entry::Sent { .. } => (&mut self.sent, SENT),
             Entry::Trace(_) => (&mut self.trace, TRACE),
             Entry::Bulk(_) => (&mut self.bulk, BULK),
             Entry::Json => (&mut self.codec, CODEC),
@@ -310,6 +341,7 @@ fn next_entry(bytes: &[u8]) -> Result<Option<Split<'_>>, ExtensionError> {
             .try_into()
             .ok()
             .map(|value| Entry::Deadline { remaining_us: u64::from_le_bytes(value) }),
+        SENT => value.try_into().ok().map(|value| Entry::Sent { at_ns: u64::from_le_bytes(value) }),
         TRACE => read_trace(value),
         BULK => read_bulk(value),
         CODEC => (value == [CODEC_JSON]).then_some(Entry::Json),
@@ -402,6 +434,7 @@ impl<'a> ExtensionBuilder<'a> {
             Entry::Deadline { remaining_us } => {
                 self.append(DEADLINE, &[&remaining_us.to_le_bytes()]);
             }
+            Entry::Sent { at_ns } => self.append(SENT, &[&at_ns.to_le_bytes()]),
             Entry::Trace(trace) => {
                 self.append(TRACE, &[&trace.trace_id, &trace.parent_id, &[trace.flags]]);
             }

@@ -8,6 +8,7 @@ use super::*;
 #[derive(Debug, Clone, PartialEq)]
 enum Owned {
     Deadline(u64),
+    Sent(u64),
     Trace([u8; 16], [u8; 8], u8),
     Bulk(u32, u32, u64),
     Json,
@@ -18,6 +19,7 @@ impl Owned {
     fn entry(&self) -> Entry<'_> {
         match self {
             Owned::Deadline(remaining_us) => Entry::Deadline { remaining_us: *remaining_us },
+            Owned::Sent(at_ns) => Entry::Sent { at_ns: *at_ns },
             Owned::Trace(trace_id, parent_id, flags) => Entry::Trace(TraceContext {
                 trace_id: *trace_id,
                 parent_id: *parent_id,
@@ -35,6 +37,7 @@ impl Owned {
 fn entries() -> impl Strategy<Value = Vec<Owned>> {
     let entry = prop_oneof![
         any::<u64>().prop_map(Owned::Deadline),
+        any::<u64>().prop_map(Owned::Sent),
         any::<([u8; 16], [u8; 8], u8)>().prop_map(|(a, b, c)| Owned::Trace(a, b, c)),
         any::<(u32, u32, u64)>().prop_map(|(a, b, c)| Owned::Bulk(a, b, c)),
         Just(Owned::Json),
@@ -186,27 +189,44 @@ fn builder_goes_on_with_a_block_and_knows_what_stands_there() {
 }
 
 #[test]
-fn deadline_alone_is_what_the_parser_finds_with_an_aligned_payload_behind() {
-    for remaining_us in [0, 1, 5_000_000, u64::MAX] {
-        let mut block = deadline_alone(remaining_us).to_vec();
+fn time_alone_is_what_the_parser_finds_with_an_aligned_payload_behind() {
+    for (remaining_us, sent_at_ns) in [(0, 0), (1, 2), (5_000_000, 1 << 60), (u64::MAX, u64::MAX)] {
+        let time = TimeLeft { remaining_us, sent_at_ns };
+        let mut block = time.block().to_vec();
         assert_eq!(block.len() % 8, 0);
         block.extend_from_slice(b"payload");
-        assert_eq!(read_deadline_alone(&block), Some(remaining_us));
+        assert_eq!(TimeLeft::read_block(&block), Some(time));
         let (extensions, rest) = Extensions::parse(&block).unwrap();
         let entries: Vec<_> = extensions.iter().collect();
-        assert_eq!(entries, [Entry::Deadline { remaining_us }]);
+        assert_eq!(entries, [Entry::Deadline { remaining_us }, Entry::Sent { at_ns: sent_at_ns }]);
         assert_eq!(rest, b"payload");
     }
-    let mut more = Vec::new();
-    let mut block = ExtensionBuilder::new(&mut more);
-    block.push(Entry::Deadline { remaining_us: 7 }).unwrap();
-    block.push(Entry::Metadata { key: "k", value: b"v" }).unwrap();
-    assert_eq!(read_deadline_alone(&more), None);
-    assert_eq!(read_deadline_alone(&deadline_alone(7)[..DEADLINE_ALONE_BYTES - 1]), None);
-    for at in 0..DEADLINE_ALONE_BYTES {
-        let value = DEADLINE_VALUE_AT..DEADLINE_VALUE_AT + 8;
-        let mut other = deadline_alone(7);
+}
+
+#[test]
+fn time_alone_is_no_other_block() {
+    let time = TimeLeft { remaining_us: 7, sent_at_ns: 8 };
+    assert_eq!(TimeLeft::read_block(&time.block()[..TimeLeft::BLOCK_BYTES - 1]), None);
+    let values = [5..13, 16..24];
+    for at in 0..TimeLeft::BLOCK_BYTES {
+        let mut other = time.block();
         other[at] ^= 1;
-        assert_eq!(read_deadline_alone(&other).is_some(), value.contains(&at), "{at}");
+        let is_value = values.iter().any(|value| value.contains(&at));
+        assert_eq!(TimeLeft::read_block(&other).is_some(), is_value, "{at}");
     }
+}
+
+#[test]
+fn time_is_set_in_a_block_with_more_entries() {
+    let mut block = Vec::new();
+    let mut builder = ExtensionBuilder::new(&mut block);
+    builder.push(Entry::Deadline { remaining_us: 0 }).unwrap();
+    builder.push(Entry::Sent { at_ns: 0 }).unwrap();
+    builder.push(Entry::Metadata { key: "k", value: b"v" }).unwrap();
+    assert_eq!(TimeLeft::read_block(&block), None);
+    TimeLeft { remaining_us: 7, sent_at_ns: 8 }.set_in(&mut block);
+    let (extensions, _) = Extensions::parse(&block).unwrap();
+    let entries: Vec<_> = extensions.iter().collect();
+    let (deadline, sent) = (Entry::Deadline { remaining_us: 7 }, Entry::Sent { at_ns: 8 });
+    assert_eq!(entries, [deadline, sent, Entry::Metadata { key: "k", value: b"v" }]);
 }

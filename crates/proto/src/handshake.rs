@@ -26,6 +26,10 @@ impl Features {
     /// Payloads compressed with zstd, in frames of methods.
     pub const COMPRESSION: Features = Features(4);
 
+    /// Both processes read one `CLOCK_MONOTONIC`: one kernel and one time namespace. When a frame was sent means
+    /// something to its receiver then.
+    pub const CLOCK: Features = Features(8);
+
     /// What both sides have.
     #[must_use]
     pub const fn common(self, other: Features) -> Features {
@@ -36,6 +40,12 @@ impl Features {
     #[must_use]
     pub const fn union(self, other: Features) -> Features {
         Features(self.0 | other.0)
+    }
+
+    /// These but for those of the other.
+    #[must_use]
+    pub const fn without(self, other: Features) -> Features {
+        Features(self.0 & !other.0)
     }
 
     /// Whether every feature of `other` is there.

@@ -50,8 +50,8 @@ pub use compression::{CompressionError, expanded_length};
 pub use credit::{Credit, CreditError, CreditGate, Ended, ReceiveCredit, SendCredit};
 pub use describe::{Description, MethodDescription, MethodDetails, MethodShape, MethodWanted};
 pub use extension::{
-    BulkDescriptor, DEADLINE_ALONE_BYTES, DEADLINE_VALUE_AT, Entry, ExtensionBuilder,
-    ExtensionError, Extensions, TraceContext, deadline_alone, read_deadline_alone, take_bulk,
+    BulkDescriptor, Entry, ExtensionBuilder, ExtensionError, Extensions, TimeLeft, TraceContext,
+    take_bulk,
 };
 pub use flags::Flags;
 pub use goodbye::{Goodbye, HelloReject};

@@ -89,6 +89,7 @@ fn entry_json(entry: Entry<'_>) -> Value {
         Entry::Deadline { remaining_us } => {
             json!({ "type": "deadline", "remaining_us": remaining_us.to_string() })
         }
+        Entry::Sent { at_ns } => json!({ "type": "sent", "at_ns": at_ns.to_string() }),
         Entry::Trace(TraceContext { trace_id, parent_id, flags }) => json!({
             "type": "trace", "trace_id": to_hex(&trace_id), "parent_id": to_hex(&parent_id),
             "flags": flags,

@@ -4,7 +4,7 @@
 
 use lapwing_proto::{
     Checksum, Code, Description, Entry, ExtensionBuilder, Extensions, FrameError, Goodbye, Header,
-    Hello, HelloAck, HelloReject, MethodDetails, ServerOffer, Status, WireError,
+    Hello, HelloAck, HelloReject, MethodDetails, ServerOffer, Status, TimeLeft, WireError,
 };
 
 const CHECKSUMS: [Checksum; 3] = [Checksum::Off, Checksum::Crc32, Checksum::Crc32c];
@@ -87,6 +87,10 @@ fn extensions(payload: &[u8]) {
     assert!(again.iter().eq(block.iter()));
     let deadlines = block.iter().filter(|entry| matches!(entry, Entry::Deadline { .. })).count();
     assert_eq!(deadlines, usize::from(block.remaining_us().is_some()));
+    if let Some(TimeLeft { remaining_us, sent_at_ns }) = TimeLeft::read_block(payload) {
+        let entries = [Entry::Deadline { remaining_us }, Entry::Sent { at_ns: sent_at_ns }];
+        assert!(block.iter().eq(entries), "the short way finds what the long one does");
+    }
     let bulks = block.iter().filter(|entry| matches!(entry, Entry::Bulk(_))).count();
     assert_eq!(bulks, usize::from(block.bulk().is_some()));
 }
@@ -311,6 +315,7 @@ mod tests {
         let bulk = BulkDescriptor { segment: 1, block: 2, length: 3 };
         for entry in [
             Entry::Deadline { remaining_us: 1_000_000 },
+            Entry::Sent { at_ns: 2_000_000 },
             Entry::Trace(trace),
             Entry::Bulk(bulk),
             Entry::Metadata { key: "key", value: b"value" },

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use lapwing_proto::{
     CallTable, Code, Credit, Features, Flags, Goodbye, Header, Kind, Lookup, MessageId, Status,
-    TraceContext, WireError, limits,
+    TimeLeft, TraceContext, WireError, limits,
 };
 use lapwing_shm::{Doorbell, OwnBlock, Sleeper, Spin, Spinner, has_kept_buffers, sweep_buffers};
 
@@ -315,7 +315,7 @@ impl<'a> Outgoing<'a> {
 
     /// The time that is left for it now.
     #[inline]
-    fn left(&self) -> Option<Duration> {
+    fn left(&self) -> Option<TimeLeft> {
         let settled = self.again.as_ref().and_then(|again| again.settled);
         settled.map_or(self.until(), Until::At).left()
     }
@@ -566,7 +566,7 @@ impl Core {
         if let Some(travel) = out.travel {
             if let Some(left) = left {
                 self.check_left(left)?;
-                written.set_remaining(left);
+                written.set_time(left);
             }
             self.check_form(travel.form)?;
             if travel.priority {
@@ -577,8 +577,8 @@ impl Core {
         outbox.sending.send_written(header, written).map_err(|error| self.refused(error, room))
     }
 
-    fn check_left(&self, left: Duration) -> Result<(), StartError> {
-        if left < Duration::from_micros(1) {
+    fn check_left(&self, left: TimeLeft) -> Result<(), StartError> {
+        if left.remaining_us == 0 {
             self.counters.failed();
             return Err(StartError::Failed(CallError::DeadlineExceeded));
         }
@@ -606,13 +606,13 @@ impl Core {
         extended.clear();
         if let Some(travel) = out.travel {
             // What is left now: it may have waited for room.
-            let remaining = out.left();
-            remaining.map_or(Ok(()), |left| self.check_left(left))?;
+            let time = out.left();
+            time.map_or(Ok(()), |left| self.check_left(left))?;
             self.check_form(travel.form)?;
             if travel.priority {
                 header.flags = header.flags | Flags::PRIORITY;
             }
-            put_extensions(extended, remaining, travel.trace, travel.metadata, travel.form)
+            put_extensions(extended, time, travel.trace, travel.metadata, travel.form)
                 .map_err(|error| StartError::Failed(CallError::BadMetadata(error.to_string())))?;
         }
         let room = Room { bytes: room.bytes + extended.len(), ..room };

@@ -4,13 +4,15 @@ use std::env;
 use std::time::{Duration, Instant};
 
 use lapwing_proto::{
-    Checksum, ChecksumSet, Features, Hello, LimitsWanted, TraceContext, TransportWanted, limits,
+    Checksum, ChecksumSet, Features, Hello, LimitsWanted, TimeLeft, TraceContext, TransportWanted,
+    limits,
 };
 use lapwing_shm::{CooperativePeers, Spin};
 
 use super::core::Travel;
 use crate::ambient::Ambient;
 use crate::bulk::BulkTerms;
+use crate::clock;
 use crate::codec::Form;
 use crate::compression::Compression;
 use crate::link::Metadata;
@@ -125,7 +127,7 @@ impl ClientOptions {
             calls_in_flight: self.calls_in_flight.clamp(1, limits::CALLS_IN_FLIGHT_MAX),
         };
         hello.checksums = checksum_set(self.checksum);
-        hello.features = Features::JSON;
+        hello.features = Features::JSON.union(Features::CLOCK);
         if self.bulk_bytes > 0 && self.transport == Transport::SharedMemory {
             hello.features = hello.features.union(Features::BULK);
         }
@@ -182,13 +184,13 @@ impl Until {
         self.settle().is_some_and(|at| Instant::now() >= at)
     }
 
-    /// The time that is left. Of a call that has waited for nothing yet, which has all of it, without a look at
-    /// the clock.
-    pub(crate) fn left(self) -> Option<Duration> {
+    /// The time that is left of a call that is sent now. One that has waited for nothing yet has all of it.
+    #[inline]
+    pub(crate) fn left(self) -> Option<TimeLeft> {
         match self {
             Until::Never => None,
-            Until::At(at) => Some(at.saturating_duration_since(Instant::now())),
-            Until::In(left) => Some(left),
+            Until::At(at) => Some(clock::until(at)),
+            Until::In(left) => Some(clock::from_now(left)),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapwing_proto::{Checksum, HelloReject, WireError};
+use lapwing_proto::{Checksum, Features, HelloReject, WireError};
 use tokio::io::Interest;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -164,6 +164,9 @@ fn grant(
     if credentials.uid != platform::own_uid() {
         // Frames without a checksum are for processes of one user only.
         offer.checksums.remove(Checksum::Off);
+    }
+    if !platform::shares_clock(credentials.pid) {
+        offer.features = offer.features.without(Features::CLOCK);
     }
     let terms = BulkTerms {
         own_bytes_max: shared.limits.bulk_bytes,

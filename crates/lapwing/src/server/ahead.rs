@@ -54,13 +54,6 @@ impl Ahead {
         request.is_some_and(|request| !std::mem::replace(&mut request.given_up, true))
     }
 
-    /// Lets a frame that was not read ahead wait as the first, while nothing else does.
-    pub(crate) fn put(&mut self, header: Header, frame: Box<Frame>) {
-        debug_assert!(self.is_empty(), "it would overtake");
-        self.bytes += header.length as usize;
-        self.others.push_back(Waiting { header, frame, since: Instant::now(), given_up: false });
-    }
-
     /// The next frame is not taken from here.
     pub(crate) fn pass(&mut self) {
         (self.waited, self.given_up) = (Duration::ZERO, false);

@@ -30,6 +30,7 @@ use super::{Phase, Shared};
 use crate::ambient::Ambient;
 use crate::bulk::{BulkIn, Long, Reserved};
 use crate::client::{LINGER, lock};
+use crate::clock;
 use crate::codec::Form;
 use crate::compression::{has_contexts, sweep_contexts};
 use crate::link::{
@@ -47,8 +48,8 @@ const FRAMES_PER_TURN: usize = 64;
 /// because a few bytes in a ring expand to many.
 const BYTES_OF_A_FRAME: usize = 64 * 1024;
 
-/// Of calls that came during a turn that lasted as long, the time may be over: frames are read ahead then, to see which
-/// were given up.
+/// Of calls that came during a turn that lasted as long some may have been given up: frames are read ahead then, to see
+/// which.
 const LONG_TURN: Duration = Duration::from_millis(1);
 
 /// Turns before other tasks of the runtime get theirs.
@@ -131,6 +132,8 @@ pub(crate) struct Connection {
     message_max: usize,
     /// Whether calls in JSON were agreed on.
     takes_json: bool,
+    /// Whether both sides read one clock.
+    shares_clock: bool,
     phase: watch::Receiver<Phase>,
     /// The client said goodbye: its closing the socket is the end as planned.
     peer_left: bool,
@@ -206,6 +209,7 @@ impl Connection {
             calls_in_flight: agreed.limits.calls_in_flight as usize,
             message_max,
             takes_json: agreed.features.contains(Features::JSON),
+            shares_clock: agreed.features.contains(Features::CLOCK),
             phase,
             peer_left: false,
             leaving: false,
@@ -253,7 +257,7 @@ impl Connection {
         let shared = Arc::clone(&self.shared);
         let mut turn = FRAMES_PER_TURN;
         while !self.peer_left
-            && let (Some(header), _) = self.next_frame()?
+            && let Some(header) = self.next_frame()?
         {
             let is_oneway = header.kind.is_application() && header.id == MessageId::CONNECTION;
             if is_oneway || header.kind == Kind::GOODBYE {
@@ -489,18 +493,10 @@ impl Connection {
                 progress = Progress::Saturated;
                 break;
             }
-            let (next, straight) = self.next_frame()?;
-            let Some(header) = next else {
+            let Some(header) = self.next_frame()? else {
                 break;
             };
-            let is_first = matches!(progress, Progress::Nothing);
             progress = Progress::Frames;
-            if straight && !is_first && self.may_be_late(&header) {
-                self.reads_ahead = true;
-                let frame = std::mem::replace(&mut self.frame, Frame::kept());
-                self.ahead.put(header, frame);
-                continue;
-            }
             left = left.saturating_sub(1 + header.length as usize / BYTES_OF_A_FRAME);
             if header.flags.contains(Flags::PRIORITY) {
                 (self.sees_priority, self.reads_ahead) = (true, true);
@@ -521,21 +517,14 @@ impl Connection {
         Ok(progress)
     }
 
-    /// The next frame, and whether it comes straight from the transport.
     #[inline(always)]
-    fn next_frame(&mut self) -> Result<(Option<Header>, bool), Broken> {
+    fn next_frame(&mut self) -> Result<Option<Header>, Broken> {
         let Self { ahead, receiving, frame, reads_ahead, .. } = self;
         if *reads_ahead || !ahead.is_empty() {
-            return Ok((ahead.next(receiving, frame)?, false));
+            return ahead.next(receiving, frame);
         }
         ahead.pass();
-        Ok((receiving.next(frame)?, true))
-    }
-
-    /// Whether the time of a call may be over that came while this turn lasted: that it was given up is said behind it.
-    #[inline]
-    fn may_be_late(&self, header: &Header) -> bool {
-        header.flags.contains(Flags::EXTENDED) && self.turned_at.elapsed() >= LONG_TURN
+        receiving.next(frame)
     }
 
     fn is_saturated(&self) -> bool {
@@ -579,7 +568,10 @@ impl Connection {
                 ));
             }
             if let Some(left) = &mut carried.remaining {
-                *left = left.saturating_sub(self.ahead.waited());
+                *left = match carried.sent_at_ns {
+                    Some(sent_at_ns) if self.shares_clock => clock::left(*left, sent_at_ns),
+                    _ => left.saturating_sub(self.ahead.waited()),
+                };
             }
             Some(carried)
         } else {
@@ -596,9 +588,6 @@ impl Connection {
             let message = format!("{} takes one request, not a stream", route.name);
             return self.fail(header, &Status::invalid_argument(message));
         }
-        if let Some(Carried { remaining: Some(Duration::ZERO), .. }) = carried {
-            return self.fail(header, &CallEnd::DeadlineExceeded.status());
-        }
         if self.ahead.is_given_up() {
             let mut outbox = lock(&self.out.outbox);
             // The word that it is given up.
@@ -606,6 +595,9 @@ impl Connection {
             outbox.tally.cancelled += 1;
             drop(outbox);
             return self.fail(header, &CallEnd::Cancelled.status());
+        }
+        if let Some(Carried { remaining: Some(Duration::ZERO), .. }) = carried {
+            return self.fail(header, &CallEnd::DeadlineExceeded.status());
         }
         match &route.handler {
             Handler::Inline(handler) => {
@@ -663,7 +655,7 @@ impl Connection {
                 request.out = Some(Arc::clone(&self.out));
                 request.span = spans::serving(&route.name, &self.caller, header, carried.as_ref());
                 if let Some(carried) = carried {
-                    let Carried { remaining, more } = carried;
+                    let Carried { remaining, more, .. } = carried;
                     // A time too long for the clock is none.
                     request.deadline = remaining.and_then(|left| Instant::now().checked_add(left));
                     if let Some(more) = more {

@@ -406,7 +406,10 @@ impl Builder {
             checksums: checksum_set(self.checksum),
             shared_memory: self.shared_memory.then_some(self.limits.ring_bytes),
             program: crate::handshake::plain(&self.program),
-            features: bulk.union(Features::JSON).union(self.compression.wanted(false)),
+            features: bulk
+                .union(Features::JSON)
+                .union(Features::CLOCK)
+                .union(self.compression.wanted(false)),
             socket_features: self.compression.wanted(true),
             ..ServerOffer::default()
         };

@@ -1,0 +1,113 @@
+//! The clock that both sides of a connection read, where they agreed that they do: how much of a call's time is over
+//! when its turn comes, wherever it has waited.
+
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use lapwing_proto::TimeLeft;
+
+use crate::platform::{self, TICK};
+
+/// One moment on both clocks.
+static ORIGIN: LazyLock<(Instant, u64)> =
+    LazyLock::new(|| (Instant::now(), platform::monotonic_ns()));
+
+/// The time that a call has which is sent now and given up at `deadline`.
+#[inline]
+pub(crate) fn until(deadline: Instant) -> TimeLeft {
+    let now = Instant::now();
+    let (origin, origin_ns) = *ORIGIN;
+    // The origin may have been made only now.
+    let since = now.saturating_duration_since(origin);
+    TimeLeft {
+        remaining_us: micros(deadline.saturating_duration_since(now)),
+        sent_at_ns: origin_ns.saturating_add(nanos(since)),
+    }
+}
+
+/// The time that a call has which is sent now and given up when `left` is over. By the tick before: that look costs a
+/// quarter of the other one.
+#[inline]
+pub(crate) fn from_now(left: Duration) -> TimeLeft {
+    TimeLeft { remaining_us: micros(left), sent_at_ns: platform::monotonic_tick_ns() }
+}
+
+/// What is left of a call's time on its way and in its queues. Exact where little is left, else within a tick.
+///
+/// One that says it was sent later than now has all that it says: its sender gains nothing by it.
+#[inline]
+pub(crate) fn left(remaining: Duration, sent_at_ns: u64) -> Duration {
+    let ends = sent_at_ns.saturating_add(nanos(remaining));
+    let tick = platform::monotonic_tick_ns();
+    let left = match ends.checked_sub(tick) {
+        Some(left) if left > nanos(TICK) => left,
+        _ => ends.saturating_sub(platform::monotonic_ns()),
+    };
+    Duration::from_nanos(left).min(remaining)
+}
+
+#[inline]
+fn nanos(time: Duration) -> u64 {
+    time.as_secs().saturating_mul(1_000_000_000).saturating_add(time.subsec_nanos().into())
+}
+
+/// Whole microseconds, as a deadline is told.
+#[inline]
+fn micros(time: Duration) -> u64 {
+    time.as_secs().saturating_mul(1_000_000).saturating_add(time.subsec_micros().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn sent_before(time: Duration) -> u64 {
+        platform::monotonic_ns() - nanos(time)
+    }
+
+    #[test]
+    fn time_that_a_call_has_waited_is_taken_off() {
+        let half = left(SECOND, sent_before(SECOND / 2));
+        assert!(half <= SECOND / 2 + TICK && half > SECOND / 4, "{half:?}");
+        assert_eq!(left(SECOND, sent_before(SECOND)), Duration::ZERO);
+        assert_eq!(left(SECOND, 0), Duration::ZERO);
+        assert_eq!(left(Duration::ZERO, sent_before(Duration::ZERO)), Duration::ZERO);
+    }
+
+    #[test]
+    fn little_time_is_exact_to_less_than_a_tick() {
+        let short = TICK / 4;
+        assert!(left(short, sent_before(Duration::ZERO)) <= short);
+        assert_eq!(left(short, sent_before(short + Duration::from_micros(1))), Duration::ZERO);
+    }
+
+    #[test]
+    fn one_sent_in_the_future_has_no_more_than_it_says() {
+        assert_eq!(left(SECOND, platform::monotonic_ns() + nanos(SECOND)), SECOND);
+        assert_eq!(left(SECOND, u64::MAX), SECOND);
+        assert!(left(Duration::MAX, u64::MAX) > SECOND);
+    }
+
+    #[test]
+    fn process_shares_its_clock_with_itself_and_with_no_process_that_is_not_there() {
+        assert!(platform::shares_clock(std::process::id().cast_signed()));
+        assert!(!platform::shares_clock(i32::MAX));
+    }
+
+    #[test]
+    fn sending_says_what_is_left_and_when() {
+        let before = platform::monotonic_ns();
+        let exact = until(Instant::now() + SECOND);
+        let rough = from_now(SECOND);
+        let after = platform::monotonic_ns();
+        assert!((900_000..=1_000_000).contains(&exact.remaining_us), "{exact:?}");
+        // The origin's two looks are not at one time.
+        let slack = 1_000_000;
+        assert!((before - slack..=after + slack).contains(&exact.sent_at_ns), "{before} {exact:?}");
+        assert_eq!(rough.remaining_us, 1_000_000);
+        assert!((before - nanos(TICK)..=after).contains(&rough.sent_at_ns), "{before} {rough:?}");
+        assert_eq!(until(Instant::now() - SECOND).remaining_us, 0);
+    }
+}
