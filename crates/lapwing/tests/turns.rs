@@ -10,6 +10,7 @@ use lapwing::{
 };
 use lapwing_testkit::PATIENCE;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Semaphore;
 
 const NAP_MS: Unary<u64, ()> = Unary::new(0x0500, "nap");
 const NOTE: OneWay<Vec<u8>> = OneWay::new(0x0501, "note");
@@ -21,6 +22,9 @@ const BOMB: Unary<(), ()> = Unary::new(0x0504, "bomb");
 const NOTED: Unary<u64, ()> = Unary::new(0x0505, "noted");
 /// Makes a note, and answers.
 const NOTE_CALL: Unary<(), ()> = Unary::new(0x0506, "note.call");
+
+/// Is handled until it is let go.
+const HOLD: OneWay<()> = OneWay::new(0x0507, "hold");
 
 /// Panics when it is dropped, unless a panic is under way.
 struct Bomb;
@@ -36,6 +40,8 @@ struct Fixture {
     server: IpcServer,
     path: std::path::PathBuf,
     notes: Arc<AtomicUsize>,
+    /// A permit for each [`HOLD`] that is let go, which makes a note then.
+    gate: Arc<Semaphore>,
     _folder: tempfile::TempDir,
 }
 
@@ -46,6 +52,8 @@ fn serve(calls_in_flight: u32) -> Fixture {
     let path = folder.path().join("turns.sock");
     let notes = Arc::new(AtomicUsize::new(0));
     let [noted, called, kept] = std::array::from_fn(|_| Arc::clone(&notes));
+    let gate = Arc::new(Semaphore::new(0));
+    let (held, hold_notes) = (Arc::clone(&gate), Arc::clone(&notes));
     let entered = runtime.enter();
     let server = IpcServer::builder()
         .bind(&path)
@@ -73,6 +81,14 @@ fn serve(calls_in_flight: u32) -> Fixture {
             called.fetch_add(1, Ordering::SeqCst);
             async { Ok(()) }
         })
+        .route(HOLD, move |_: Call, (): ()| {
+            let (gate, notes) = (Arc::clone(&held), Arc::clone(&hold_notes));
+            async move {
+                gate.acquire().await.expect("it is never closed").forget();
+                notes.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            }
+        })
         .route(BOMB, |_: Call, (): ()| async {
             std::panic::panic_any(Bomb);
             #[allow(unreachable_code)]
@@ -90,7 +106,7 @@ fn serve(calls_in_flight: u32) -> Fixture {
         .serve()
         .unwrap();
     drop(entered);
-    Fixture { runtime, server, path, notes: kept, _folder: folder }
+    Fixture { runtime, server, path, notes: kept, gate, _folder: folder }
 }
 
 fn options(transport: Transport) -> ClientOptions {
@@ -346,4 +362,58 @@ fn late_ones_never_start(transport: Transport, own_connection: bool) {
     }
     let stats = fixture.server.stats();
     assert_eq!((stats.dropped, stats.misbehaved), (MANY as u64, 0), "{stats:?}");
+}
+
+#[test]
+fn messages_that_have_no_room_to_be_handled_stop_no_call_that_runs() {
+    const PLACES: usize = 8;
+    for (transport, messages) in [
+        (Transport::SharedMemory, PLACES),
+        (Transport::SharedMemory, PLACES + 20),
+        (Transport::Socket, PLACES + 20),
+    ] {
+        let fixture = serve(PLACES as u32);
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+            let mut numbers = client.stream(COUNT, &1000).await.unwrap();
+            assert_eq!(numbers.next().await.unwrap().unwrap(), 0);
+            let napping = client.call(NAP_MS, &60_000);
+            let mut napping = Box::pin(napping);
+            assert!(tokio::time::timeout(Duration::from_millis(20), &mut napping).await.is_err());
+            for _ in 0..messages {
+                client.send(HOLD, &()).await.unwrap();
+            }
+            // A call waits for the messages that wait before it, and for none that is being handled.
+            let waits = messages > PLACES;
+            let mut behind = Box::pin(client.call(NOTE_CALL, &()));
+            let patience = if waits { Duration::from_millis(20) } else { PATIENCE };
+            assert_eq!(tokio::time::timeout(patience, &mut behind).await.is_err(), waits);
+            // Its credit passes what waits.
+            let all = async {
+                for n in 1..1000 {
+                    assert_eq!(numbers.next().await.unwrap().unwrap(), n);
+                }
+                assert!(numbers.next().await.is_none());
+            };
+            tokio::time::timeout(PATIENCE, all).await.expect("the stream stands");
+            // So does the word that a call is given up.
+            drop(napping);
+            let until = std::time::Instant::now() + PATIENCE;
+            while fixture.server.stats().cancelled == 0 {
+                assert!(std::time::Instant::now() < until, "the call is not cancelled");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(fixture.notes.load(Ordering::SeqCst), usize::from(!waits));
+            fixture.gate.add_permits(messages);
+            if waits {
+                behind.await.unwrap();
+            }
+            client.call(NOTED, &(messages as u64 + 1)).await.unwrap();
+            client.disconnect().await;
+        });
+        let _entered = fixture.runtime.enter();
+        let stats = fixture.server.stats();
+        assert_eq!((stats.dropped, stats.misbehaved, stats.vanished), (0, 0, 0), "{stats:?}");
+    }
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use lapwing_proto::{Flags, Header, Kind};
+use lapwing_proto::{Flags, Header, Kind, MessageId};
 
 use crate::link::{Broken, Receiving};
 use crate::payload::{Frame, Payload};
@@ -33,6 +33,12 @@ struct Waiting {
     since: Instant,
     /// It is a request whose Cancel has come.
     given_up: bool,
+}
+
+/// Whether a frame is a one-way message to a method.
+fn is_message(header: &Header) -> bool {
+    let to_method = header.kind.is_application() && header.id == MessageId::CONNECTION;
+    to_method && header.flags.is_one_way()
 }
 
 impl Ahead {
@@ -73,6 +79,83 @@ impl Ahead {
         self.given_up
     }
 
+    /// Whether another frame may be read.
+    pub(crate) fn has_room(&self) -> bool {
+        self.others.len() + self.priority.len() < FRAMES_AHEAD && self.bytes < BYTES_AHEAD
+    }
+
+    /// Whether a frame is of a call that runs: one that no request which waits here began.
+    fn is_of_running(&self, header: &Header) -> bool {
+        let is_item = header.kind.is_application()
+            && header.flags.is_one_way()
+            && header.id != MessageId::CONNECTION;
+        let mut waiting = self.priority.iter().chain(&self.others).map(|waiting| &waiting.header);
+        (is_item || header.kind == Kind::CANCEL || header.kind == Kind::CREDIT)
+            && !waiting.any(|other| other.id == header.id && other.flags.is_request())
+    }
+
+    /// Whether a frame may be handled before those that wait, of which the first is a one-way message.
+    fn passes_messages(&self, header: &Header) -> bool {
+        let overtakes = || self.is_empty() || header.flags.contains(Flags::PRIORITY);
+        self.is_of_running(header) || !is_message(header) && overtakes()
+    }
+
+    /// As [`Ahead::next`], while no one-way message may be begun: a call that comes before any, or a frame of a call
+    /// that runs. The others wait here in their order, as far as there is room, and are not read beyond that.
+    #[cold]
+    pub(crate) fn next_but_messages(
+        &mut self,
+        receiving: &mut Receiving,
+        frame: &mut Box<Frame>,
+    ) -> Result<Option<Header>, Broken> {
+        let passes = |waiting: &Waiting| self.is_of_running(&waiting.header);
+        let first = |queue: &VecDeque<Waiting>| {
+            let begins = queue.front().is_some_and(|waiting| !is_message(&waiting.header));
+            if begins { Some(0) } else { queue.iter().position(passes) }
+        };
+        let at = (first(&self.priority), first(&self.others));
+        let taken = match at {
+            (Some(at), _) => self.priority.remove(at),
+            (None, Some(at)) => self.others.remove(at),
+            (None, None) => None,
+        };
+        if let Some(waiting) = taken {
+            return Ok(Some(self.take(waiting, frame)));
+        }
+        while self.has_room()
+            && let Some(header) = receiving.next(frame)?
+        {
+            if self.is_given_up_by(&header) {
+                continue;
+            }
+            if self.passes_messages(&header) {
+                self.pass();
+                return Ok(Some(header));
+            }
+            self.keep(header, frame);
+        }
+        Ok(None)
+    }
+
+    /// Lets a frame wait behind those that it does not overtake.
+    fn keep(&mut self, header: Header, frame: &mut Box<Frame>) {
+        self.bytes += header.length as usize;
+        let overtakes = self.overtakes(&header);
+        let frame = std::mem::replace(frame, Frame::kept());
+        let queue = if overtakes { &mut self.priority } else { &mut self.others };
+        queue.push_back(Waiting { header, frame, since: Instant::now(), given_up: false });
+    }
+
+    /// What a frame holds whose turn has come.
+    fn take(&mut self, waiting: Waiting, frame: &mut Box<Frame>) -> Header {
+        let Waiting { header, frame: taken, since, given_up } = waiting;
+        self.bytes -= header.length as usize;
+        (self.waited, self.given_up) = (since.elapsed(), given_up);
+        // The buffer that is given up goes back to this thread's.
+        drop(Payload::of(std::mem::replace(frame, taken)));
+        header
+    }
+
     /// Reads what is there, and takes the frame whose turn it is into `frame`.
     #[inline(never)]
     pub(crate) fn next(
@@ -80,7 +163,7 @@ impl Ahead {
         receiving: &mut Receiving,
         frame: &mut Box<Frame>,
     ) -> Result<Option<Header>, Broken> {
-        while self.others.len() + self.priority.len() < FRAMES_AHEAD && self.bytes < BYTES_AHEAD {
+        while self.has_room() {
             let Some(header) = receiving.next(frame)? else {
                 break;
             };
@@ -92,22 +175,12 @@ impl Ahead {
             if self.is_given_up_by(&header) {
                 continue;
             }
-            self.bytes += header.length as usize;
-            let overtakes = self.overtakes(&header);
-            let since = Instant::now();
-            let frame = std::mem::replace(frame, Frame::kept());
-            let queue = if overtakes { &mut self.priority } else { &mut self.others };
-            queue.push_back(Waiting { header, frame, since, given_up: false });
+            self.keep(header, frame);
         }
         let next = self.priority.pop_front().or_else(|| self.others.pop_front());
-        let Some(Waiting { header, frame: taken, since, given_up }) = next else {
+        if next.is_none() {
             self.pass();
-            return Ok(None);
-        };
-        self.bytes -= header.length as usize;
-        (self.waited, self.given_up) = (since.elapsed(), given_up);
-        // The buffer that is given up goes back to this thread's.
-        drop(Payload::of(std::mem::replace(frame, taken)));
-        Ok(Some(header))
+        }
+        Ok(next.map(|waiting| self.take(waiting, frame)))
     }
 }

@@ -155,7 +155,7 @@ enum Progress {
     Nothing,
     /// A reply did not go out for want of room; it is in `reply`.
     Blocked(Header),
-    /// As many one-way messages are being handled as there may be.
+    /// As many one-way messages are being handled as there may be, and as many frames wait as may be read ahead.
     Saturated,
 }
 
@@ -489,11 +489,12 @@ impl Connection {
         let mut progress = Progress::Nothing;
         let mut left = FRAMES_PER_TURN;
         while left > 0 {
-            if self.calls.len() >= self.calls_in_flight && self.is_saturated() {
-                progress = Progress::Saturated;
-                break;
-            }
-            let Some(header) = self.next_frame()? else {
+            let saturated = self.calls.len() >= self.calls_in_flight && self.is_saturated();
+            let next = if saturated { self.next_but_messages()? } else { self.next_frame()? };
+            let Some(header) = next else {
+                if saturated && matches!(progress, Progress::Nothing) && !self.ahead.has_room() {
+                    progress = Progress::Saturated;
+                }
                 break;
             };
             progress = Progress::Frames;
@@ -527,6 +528,12 @@ impl Connection {
         receiving.next(frame)
     }
 
+    /// The next frame that begins no one-way message.
+    fn next_but_messages(&mut self) -> Result<Option<Header>, Broken> {
+        self.ahead.next_but_messages(&mut self.receiving, &mut self.frame)
+    }
+
+    /// Whether as many one-way messages are being handled as there may be.
     fn is_saturated(&self) -> bool {
         lock(&self.out.outbox).running_oneway >= self.calls_in_flight
     }
