@@ -24,12 +24,12 @@ exits! {
     0 Success "success; also when the reader of the output went away";
     1 Failure "a failure that is not listed here";
     2 Usage "the command line is wrong";
-    3 NoServer "nothing listens on the socket";
-    4 Refused "the server refused the connection, or the socket's permissions did";
+    3 NoServer "no server can be reached: nothing listens on the socket, or bad path";
+    4 Refused "the server refused the connection, or permissions on the way did";
     5 Status "the server answered the call with an error";
     6 Lost "the connection was lost, or the other side broke the protocol";
     7 Input "the input cannot be used: JSON, a file, a method, a directory";
-    8 CannotListen "the socket cannot be made: in use, something in the way, bad path";
+    8 CannotListen "the socket cannot be made: in use, in the way, bad path, permissions";
     9 Late "the call's time was over before its reply came";
 }
 
@@ -165,17 +165,21 @@ fn of_connect(error: &ConnectError) -> Exit {
     }
 }
 
+/// Of a client: without a directory for its socket a server cannot be there either.
 fn of_endpoint(error: &EndpointError) -> Exit {
     match error {
         EndpointError::BadName(_) => Exit::Usage,
         EndpointError::NotPrivate { .. } => Exit::Refused,
-        EndpointError::Io { .. } => Exit::Failure,
+        EndpointError::Io { source, .. } => match source.kind() {
+            io::ErrorKind::PermissionDenied => Exit::Refused,
+            _ => Exit::NoServer,
+        },
     }
 }
 
 fn of_bind(error: &BindError) -> Exit {
     match error {
-        BindError::Endpoint(error) => of_endpoint(error),
+        BindError::Endpoint(EndpointError::BadName(_)) => Exit::Usage,
         _ => Exit::CannotListen,
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use lapwing::IpcServer;
+use lapwing::{BindError, IpcServer};
 use lapwing_engine::{Workspace, add_routes};
 use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         (workspace, true) => workspace.writable(),
         (workspace, false) => workspace,
     };
-    let socket = args.endpoint.path()?;
+    let socket = args.endpoint.path().map_err(BindError::Endpoint)?;
     let runtime = build_runtime(args.threads).context("could not start the runtime")?;
     let served = runtime.block_on(serve(args, &socket, workspace));
     // Blocking work that nobody waits for any more must not delay the end; the server's tasks, and

@@ -120,3 +120,66 @@ fn runtime_directory_that_others_may_read_is_refused() {
     let mut ping = common::command(&["ping"]);
     run(ping.env("XDG_RUNTIME_DIR", place.sockets.path())).fails(4, "must belong to you");
 }
+
+#[test]
+fn bad_runtime_directory_is_said_by_its_variable_to_clients_and_servers() {
+    let place = Place::of(&[]);
+    let folder = place.sockets.path();
+    fs::write(folder.join("file"), "").unwrap();
+    let run_in = |runtime_directory: &Path, args: &[&str]| {
+        let mut command = common::command(args);
+        run(command.env("XDG_RUNTIME_DIR", runtime_directory).current_dir(place.root.path()))
+    };
+    let clients = [&["ping"][..], &["describe"], &["call", "fs.list"]];
+    for bad in ["missing", "file"] {
+        let bad = folder.join(bad);
+        for args in clients {
+            let ended = run_in(&bad, args);
+            ended.fails(3, &format!("{}/lapwing (below XDG_RUNTIME_DIR)", bad.display()));
+            ended.fails(3, "set XDG_RUNTIME_DIR to a directory of yours");
+        }
+        run_in(&bad, &["serve"]).fails(8, "(below XDG_RUNTIME_DIR)");
+    }
+
+    let open = folder.join("lapwing");
+    fs::create_dir(&open).unwrap();
+    mode(&open, 0o777);
+    for args in clients {
+        run_in(folder, args).fails(4, "(below XDG_RUNTIME_DIR) must belong to you");
+    }
+    run_in(folder, &["serve"]).fails(8, "with mode 0777; change it, set XDG_RUNTIME_DIR");
+    fs::remove_dir(&open).unwrap();
+    fs::write(&open, "mine").unwrap();
+    run_in(folder, &["ping"]).fails(4, "but it is a file or a link");
+    run_in(folder, &["serve"]).fails(8, "but it is a file or a link");
+    assert_eq!(fs::read_to_string(&open).unwrap(), "mine");
+    run_in(folder, &["serve", "--name", "../up"]).fails(2, "is no endpoint name");
+}
+
+#[test]
+fn runtime_directory_that_may_not_be_written_is_said() {
+    let place = Place::of(&[]);
+    let folder = place.sockets.path();
+    let inner = folder.join("inner");
+    fs::create_dir(&inner).unwrap();
+    mode(&inner, 0o555);
+    for shown in [folder, place.root.path()] {
+        mode(shown, 0o755);
+    }
+    let root = place.root.path().to_str().unwrap();
+    for (args, code) in [(&["ping"][..], 4), (&["serve", "--root", root], 8)] {
+        let mut command = unprivileged(folder, args);
+        run(command.env("XDG_RUNTIME_DIR", &inner)).fails(code, "(below XDG_RUNTIME_DIR)");
+    }
+}
+
+#[test]
+fn client_of_what_is_no_socket_is_told_what_it_is() {
+    let place = Place::of(&[]);
+    fs::create_dir(place.socket()).unwrap();
+    let folder = place.lapwing(&["describe"]);
+    folder.fails(3, "is not a socket but a directory; give the path of a server's socket");
+    fs::remove_dir(place.socket()).unwrap();
+    fs::write(place.socket(), "mine").unwrap();
+    place.lapwing(&["call", "fs.list"]).fails(3, "is not a socket but a regular file; give");
+}

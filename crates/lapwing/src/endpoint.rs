@@ -12,7 +12,7 @@ use crate::error::{BindError, ConnectError, EndpointError};
 use crate::platform::{self, SOCKET_PATH_BYTES};
 
 /// The path of the endpoint called `name`: `$XDG_RUNTIME_DIR/lapwing/NAME.sock`, or, where that
-/// variable is not set, `/run/user/UID/lapwing/NAME.sock` if that directory of the user's exists, else
+/// variable is not set to an absolute path, `/run/user/UID/lapwing/NAME.sock` if that directory of the user's exists, else
 /// `lapwing-UID/NAME.sock` in the system's folder for temporary files. The last directory is made with
 /// mode 0700 if it is missing.
 ///
@@ -24,38 +24,45 @@ pub fn endpoint_path(name: &str) -> Result<PathBuf, EndpointError> {
     if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
         return Err(EndpointError::BadName(name.to_owned()));
     }
-    let directory = runtime_directory();
+    let (directory, variable) = runtime_directory();
     match DirBuilder::new().mode(0o700).create(&directory) {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-        Err(source) => return Err(EndpointError::Io { path: directory, source }),
+        Err(source) => return Err(EndpointError::Io { path: directory, source, variable }),
     }
-    check_private(&directory)?;
+    check_private(&directory, variable)?;
     Ok(directory.join(format!("{name}.sock")))
 }
 
-fn runtime_directory() -> PathBuf {
+/// The directory for sockets, and the environment variable that it was taken from.
+fn runtime_directory() -> (PathBuf, Option<&'static str>) {
+    const RUNTIME: &str = "XDG_RUNTIME_DIR";
+    const TEMPORARY: &str = "TMPDIR";
     let uid = platform::own_uid();
-    if let Some(directory) = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)
+    if let Some(directory) = env::var_os(RUNTIME).map(PathBuf::from)
         && directory.is_absolute()
     {
-        return directory.join("lapwing");
+        return (directory.join("lapwing"), Some(RUNTIME));
     }
     let of_login = PathBuf::from(format!("/run/user/{uid}"));
     if fs::symlink_metadata(&of_login).is_ok_and(|found| found.is_dir() && found.uid() == uid) {
-        return of_login.join("lapwing");
+        return (of_login.join("lapwing"), None);
     }
-    env::temp_dir().join(format!("lapwing-{uid}"))
+    let variable = env::var_os(TEMPORARY).map(|_| TEMPORARY);
+    (env::temp_dir().join(format!("lapwing-{uid}")), variable)
 }
 
-fn check_private(directory: &Path) -> Result<(), EndpointError> {
-    let found = fs::symlink_metadata(directory)
-        .map_err(|source| EndpointError::Io { path: directory.to_owned(), source })?;
-    let mode = found.mode() & 0o7777;
-    if found.is_dir() && found.uid() == platform::own_uid() && mode & 0o077 == 0 {
+fn check_private(directory: &Path, variable: Option<&'static str>) -> Result<(), EndpointError> {
+    let path = directory.to_owned();
+    let found = match fs::symlink_metadata(directory) {
+        Ok(found) => found,
+        Err(source) => return Err(EndpointError::Io { path, source, variable }),
+    };
+    let (is_directory, uid, mode) = (found.is_dir(), found.uid(), found.mode() & 0o7777);
+    if is_directory && uid == platform::own_uid() && mode & 0o077 == 0 {
         return Ok(());
     }
-    Err(EndpointError::NotPrivate { path: directory.to_owned(), uid: found.uid(), mode })
+    Err(EndpointError::NotPrivate { path, uid, mode, is_directory, variable })
 }
 
 /// A bound socket with the lock that says its server lives.
@@ -205,7 +212,6 @@ pub(crate) fn check_connect_path(path: &Path) -> Result<(), ConnectError> {
     Ok(())
 }
 
-/// Says what a failed `connect` to `path` means.
 /// How long a client waits before it asks again whether the server accepts: the kernel tells nobody
 /// that a queue of connections has room again.
 pub(crate) const CONNECT_AGAIN: Duration = Duration::from_millis(2);
@@ -220,6 +226,7 @@ pub(crate) fn try_connect(path: &Path) -> Result<Option<UnixStream>, ConnectErro
     }
 }
 
+/// Says what a failed `connect` to `path` means.
 fn connect_error(path: &Path, source: io::Error) -> ConnectError {
     let is_socket = || fs::metadata(path).is_ok_and(|found| found.file_type().is_socket());
     let path_buf = path.to_owned();
@@ -227,7 +234,20 @@ fn connect_error(path: &Path, source: io::Error) -> ConnectError {
         ErrorKind::NotFound | ErrorKind::NotADirectory => ConnectError::NotFound { path: path_buf },
         ErrorKind::PermissionDenied => ConnectError::NotPermitted { path: path_buf },
         ErrorKind::ConnectionRefused if is_socket() => ConnectError::Stale { path: path_buf },
-        ErrorKind::ConnectionRefused => ConnectError::NotASocket { path: path_buf },
+        ErrorKind::ConnectionRefused => {
+            ConnectError::NotASocket { path: path_buf, found: what_is(path) }
+        }
         _ => ConnectError::Io(source),
+    }
+}
+
+/// What stands at a path that is no socket, with its article.
+fn what_is(path: &Path) -> &'static str {
+    match fs::metadata(path).map(|found| found.file_type()) {
+        Ok(kind) if kind.is_file() => "a regular file",
+        Ok(kind) if kind.is_dir() => "a directory",
+        Ok(kind) if kind.is_fifo() => "a FIFO",
+        Ok(_) => "a device",
+        Err(_) => "something else",
     }
 }

@@ -14,10 +14,16 @@ pub enum EndpointError {
     /// The name cannot be a file name.
     #[error("'{0}' is no endpoint name: use letters, digits, '.', '_' and '-', or give a path")]
     BadName(String),
-    /// The directory for sockets is not private.
+    /// The directory for sockets is not private, or no directory.
     #[error(
-        "the directory {path} must belong to you and have mode 0700, but it belongs to uid {uid} \
-         with mode {mode:04o}; change it or give a socket path elsewhere"
+        "{path}{} must belong to you and be a directory with mode 0700, but {}; {}",
+        below(*variable),
+        if *is_directory {
+            format!("it belongs to uid {uid} with mode {mode:04o}")
+        } else {
+            "it is a file or a link".to_owned()
+        },
+        elsewhere("change it", *variable)
     )]
     NotPrivate {
         /// The directory.
@@ -26,15 +32,38 @@ pub enum EndpointError {
         uid: u32,
         /// Its permission bits.
         mode: u32,
+        /// Whether it is a directory at all; a link to one is not.
+        is_directory: bool,
+        /// The environment variable that it was taken from, if it was.
+        variable: Option<&'static str>,
     },
     /// The directory could not be made or looked at.
-    #[error("the directory {path} for sockets could not be made: {source}")]
+    #[error(
+        "the directory {path}{} for sockets could not be made: {source}; {}",
+        below(*variable),
+        elsewhere("make the directory that it lies in", *variable)
+    )]
     Io {
         /// The directory.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+        /// The environment variable that it was taken from, if it was.
+        variable: Option<&'static str>,
     },
+}
+
+fn below(variable: Option<&str>) -> String {
+    variable.map(|variable| format!(" (below {variable})")).unwrap_or_default()
+}
+
+fn elsewhere(first: &str, variable: Option<&str>) -> String {
+    match variable {
+        Some(variable) => format!(
+            "{first}, set {variable} to a directory of yours, or give a socket path elsewhere"
+        ),
+        None => format!("{first}, or give a socket path elsewhere"),
+    }
 }
 
 /// Why a server could not listen.
@@ -113,10 +142,12 @@ pub enum ConnectError {
         path: PathBuf,
     },
     /// Something that is no socket.
-    #[error("{path} is not a socket; check the path")]
+    #[error("{path} is not a socket but {found}; give the path of a server's socket")]
     NotASocket {
         /// The path.
         path: PathBuf,
+        /// What it is, with its article.
+        found: &'static str,
     },
     /// The socket's modes keep this user out.
     #[error(
