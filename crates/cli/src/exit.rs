@@ -184,8 +184,9 @@ fn of_bind(error: &BindError) -> Exit {
     }
 }
 
-/// The error and its causes on one line. A cause that the text names already is not repeated, and
-/// control characters, which a server may have sent, do not reach the terminal.
+/// The error and its causes on one line, and a server that could be started. A cause that the text names
+/// already is not repeated, and control characters, which a server may have sent, do not reach the
+/// terminal.
 fn sentence(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -194,6 +195,9 @@ fn sentence(error: &anyhow::Error) -> String {
         } else if !text.contains(&cause) {
             let _ = write!(text, ": {cause}");
         }
+    }
+    if let Some(ConnectError::NotFound { .. } | ConnectError::Stale { .. }) = error.downcast_ref() {
+        text.push_str(" (`lapwing serve` starts one that serves files)");
     }
     crate::output::plain(&text)
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use lapwing::{BindError, IpcServer};
-use lapwing_engine::{Workspace, add_routes};
+use lapwing_engine::{Workspace, WorkspaceError, add_routes};
 use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
@@ -64,7 +64,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// Opens the directory that is to be served.
 pub(crate) fn open(root: &Path) -> anyhow::Result<Workspace> {
     Ok(Workspace::open(root).map_err(|error| {
-        InputError(format!("cannot serve the directory {}: {error}", root.display()))
+        // The engine's own sentences are about paths below a root.
+        let why = match error {
+            WorkspaceError::NotFound { .. } => {
+                "there is no such directory; make it, or name another".to_owned()
+            }
+            WorkspaceError::NotADirectory { .. } => "it is not a directory; name one".to_owned(),
+            WorkspaceError::PermissionDenied { .. } => {
+                "you may not read it; change its permissions, or name another".to_owned()
+            }
+            WorkspaceError::Io { source, .. } => source.to_string(),
+            other => other.to_string(),
+        };
+        InputError(format!("cannot serve the directory {}: {why}", root.display()))
     })?)
 }
 

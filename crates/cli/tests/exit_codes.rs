@@ -101,6 +101,29 @@ fn input_that_cannot_be_used_is_7() {
 }
 
 #[test]
+fn directory_that_cannot_be_served_is_said_without_a_word_of_workspaces() {
+    for (root, why) in [
+        ("/no/such/directory", "there is no such directory; make it, or name another"),
+        ("/dev/null", "it is not a directory; name one"),
+    ] {
+        for command in ["serve", "demo"] {
+            let ended = lapwing(&[command, "--root", root]);
+            ended.fails(7, &format!("cannot serve the directory {root}: {why}"));
+            assert!(!ended.stderr.contains("workspace"), "{ended:?}");
+        }
+    }
+}
+
+#[test]
+fn request_that_is_not_json_is_advised_to_be_raw_only_where_that_can_help() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    let wrong = place.lapwing(&["call", "fs.list", "{path: 1}"]);
+    wrong.fails(7, "the request is not JSON: key must be a string at line 1 column 2");
+    assert!(wrong.stderr.ends_with("; mend it\n"), "{wrong:?}");
+}
+
+#[test]
 fn connection_that_is_lost_is_6() {
     let place = Place::of(&[]);
     place.fill(300);

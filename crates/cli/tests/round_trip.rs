@@ -112,6 +112,7 @@ fn serve_changes_files_only_when_it_is_told_that_it_may() {
         let _server = place.serve();
         let refused = place.lapwing(&["call", "fs.apply_patch", &patch.to_string()]);
         refused.fails(5, "start the server with `--writable`");
+        refused.fails(5, "`lapwing serve --writable`");
         assert_eq!(fs::read_to_string(&file).unwrap(), "one\ntwo\n");
     }
     let _server = Server::start(place.server_command().arg("--writable"));
@@ -130,6 +131,12 @@ fn serve_changes_files_only_when_it_is_told_that_it_may() {
     forgotten
         .fails(7, "no request is given, and it is bytes: give it, @FILE, - for standard input");
     assert_eq!(fs::read_to_string(place.root.path().join("b.txt")).unwrap(), "one\nthree\n");
+    let folder = r#"request={"path": "."}"#;
+    let folder = place.lapwing(&["call", "fs.write", &draft, "--metadata", folder]);
+    folder.fails(
+        5,
+        "\".\" is a directory, and only a regular file can be written: name a file in it",
+    );
     let no_pair = place.lapwing(&["call", "fs.write", &draft, "--metadata", "path"]);
     assert!(no_pair.code == Some(2) && no_pair.stderr.contains("give it as KEY=VALUE"));
 }

@@ -17,6 +17,7 @@ fn missing_socket_is_said_by_every_client() {
     let place = Place::of(&[]);
     for args in [&["ping"][..], &["describe"], &["call", "fs.list"], &["call", "0x0300"]] {
         place.lapwing(args).fails(3, "start the server or check the path");
+        place.lapwing(args).fails(3, "(`lapwing serve` starts one that serves files)");
     }
     lapwing(&["ping", "--socket", "/no/such/directory/s"]).fails(3, "/no/such/directory/s");
     let serve = &["serve", "--socket", "/no/such/directory/s"];
@@ -49,7 +50,7 @@ fn stale_socket_is_said_and_taken_over() {
     let place = Place::of(&[]);
     place.serve().kill();
     assert!(place.socket().exists());
-    place.lapwing(&["ping"]).fails(3, "its server is gone; start it again");
+    place.lapwing(&["ping"]).fails(3, "its server is gone; start it again (`lapwing serve` starts");
     let _server = place.serve();
     place.lapwing(&["ping", "-c", "1"]).succeeds();
 }

@@ -39,6 +39,18 @@ pub enum WorkspaceError {
         /// What it is.
         kind: EntryKind,
     },
+    /// A regular file or nothing was needed, where a file is to be written.
+    #[error(
+        "{path:?} is {}, and only a regular file can be written: {}",
+        kind.article_noun(),
+        if *kind == EntryKind::Directory { "name a file in it" } else { "choose another name" }
+    )]
+    NotReplaceable {
+        /// The path, relative to the root.
+        path: String,
+        /// What it is.
+        kind: EntryKind,
+    },
     /// A directory was needed, either at the path or on the way to it.
     #[error("{path:?} is not a directory, or passes through a file: name a directory")]
     NotADirectory {
@@ -105,8 +117,8 @@ pub enum WorkspaceError {
     },
     /// The workspace may not be changed.
     #[error(
-        "this workspace is served read-only: start the server with `--writable`, or open the \
-         workspace as writable, to change files"
+        "this workspace is served read-only: start the server with `--writable`, as in `lapwing \
+         serve --writable`, or open the workspace as writable, to change files"
     )]
     ReadOnly,
     /// The file is there and was to be created.
@@ -286,6 +298,7 @@ impl WorkspaceError {
                 ErrorClass::PermissionDenied
             }
             Self::NotAFile { .. }
+            | Self::NotReplaceable { .. }
             | Self::NotADirectory { .. }
             | Self::ReplyTooSmall { .. }
             | Self::DanglingLink { .. }
@@ -340,6 +353,7 @@ impl WorkspaceError {
                 Self::PermissionDenied { path: path.to_owned() }
             }
             (_, Self::Io { path, source }) => Self::WriteFailed { path, source },
+            (_, Self::NotAFile { path, kind }) => Self::NotReplaceable { path, kind },
             (_, sorted) => sorted,
         }
     }
@@ -377,5 +391,12 @@ mod tests {
         assert!(!text.contains('\n') && !text.contains('\u{1b}'), "{text}");
         let error = WorkspaceError::NotAFile { path: "p".into(), kind: EntryKind::Directory };
         assert_eq!(error.to_string(), "\"p\" is a directory, not a regular file: list it instead");
+        let error = WorkspaceError::from_write("p", io::Error::from_raw_os_error(21));
+        let said =
+            "\"p\" is a directory, and only a regular file can be written: name a file in it";
+        assert_eq!(
+            (error.to_string().as_str(), error.class()),
+            (said, ErrorClass::FailedPrecondition)
+        );
     }
 }

@@ -49,7 +49,8 @@ impl Workspace {
     ) -> Result<Place, WorkspaceError> {
         let text = path.text().to_owned();
         let failed = |source| WorkspaceError::from_write(path.text(), source);
-        let not_a_file = |kind| WorkspaceError::NotAFile { path: path.text().to_owned(), kind };
+        let not_a_file =
+            |kind| WorkspaceError::NotReplaceable { path: path.text().to_owned(), kind };
         let found = match self.root().symlink_metadata(path.as_path()) {
             Ok(metadata) => Some(metadata),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -110,7 +111,7 @@ impl Workspace {
             }
         }
         let path = path.text().to_owned();
-        Err(WorkspaceError::NotAFile { path, kind: EntryKind::Directory })
+        Err(WorkspaceError::NotReplaceable { path, kind: EntryKind::Directory })
     }
 }
 

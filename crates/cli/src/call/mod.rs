@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let form = match codec {
         _ if args.raw => Form::Bytes,
         Some("raw" | "raw/json") => Form::Bytes,
-        _ => Form::Json,
+        _ => Form::Json { own: codec == Some("json") },
     };
     let mut metadata = Metadata::default();
     for (key, value) in &args.metadata {
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let call = Call {
         name: &args.method,
         // In a method of codec JSON nothing has to be said, nor to a server that says nothing itself.
-        options: options.json(form == Form::Json && codec.is_some_and(|codec| codec != "json")),
+        options: options.json(form == Form::Json { own: false } && codec.is_some()),
         kind: match &found {
             Some(found) => found.method.kind,
             None => method::number(&args.method).unwrap_or_default(),

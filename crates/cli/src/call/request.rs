@@ -12,8 +12,8 @@ const REQUEST_BYTES_MAX: u64 = 1 << 30;
 /// What a request must be.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// One JSON value.
-    Json,
+    /// One JSON value, which the method's own codec has as well or has not.
+    Json { own: bool },
     /// Anything.
     Bytes,
 }
@@ -60,10 +60,16 @@ impl Source {
             Source::Text(text) => Ok(text.as_bytes().to_vec()),
         };
         let bytes = bytes.map_err(|error| unreadable(self.name(), &error))?;
-        if form == Form::Json && !bytes.is_empty() {
+        if let Form::Json { own } = form
+            && !bytes.is_empty()
+        {
             json::check(&bytes).map_err(|error| {
                 let source = self.name();
-                InputError(format!("{source} is not JSON: {error}; mend it, or send it with --raw"))
+                let mend = match own {
+                    true => "mend it",
+                    false => "mend it, or send bytes of the method's own codec with --raw",
+                };
+                InputError(format!("{source} is not JSON: {error}; {mend}"))
             })?;
         }
         Ok(bytes)
@@ -171,13 +177,15 @@ impl Items {
 mod tests {
     use super::*;
 
+    const JSON: Form = Form::Json { own: true };
+
     fn items(text: &str, form: Form, bytes_max: usize) -> Items {
         Source::of(Some(text)).items(form, bytes_max).unwrap()
     }
 
     #[test]
     fn lines_are_items_and_blank_ones_are_none() {
-        let mut json = items("1\n\n {\"a\": 2} \r\n\"three\"", Form::Json, 100);
+        let mut json = items("1\n\n {\"a\": 2} \r\n\"three\"", JSON, 100);
         let mut next = || json.next().unwrap().map(|item| String::from_utf8(item).unwrap());
         assert_eq!(next().as_deref(), Some("1"));
         assert_eq!(next().as_deref(), Some(" {\"a\": 2} "));
@@ -196,7 +204,7 @@ mod tests {
 
     #[test]
     fn line_that_is_not_json_is_told_by_line_and_column() {
-        let mut items = items("1\n\n{\"a\": x}\n", Form::Json, 100);
+        let mut items = items("1\n\n{\"a\": x}\n", JSON, 100);
         items.next().unwrap();
         assert_eq!(
             items.next().unwrap_err().to_string(),
@@ -206,14 +214,14 @@ mod tests {
 
     #[test]
     fn line_longer_than_the_connection_takes_is_refused_and_one_as_long_is_not() {
-        let mut lines = items("12345678\r\n12345678\n123456789\n1", Form::Json, 8);
+        let mut lines = items("12345678\r\n12345678\n123456789\n1", JSON, 8);
         assert_eq!(lines.next().unwrap().unwrap(), b"12345678");
         assert_eq!(lines.next().unwrap().unwrap(), b"12345678");
         let error = lines.next().unwrap_err().to_string();
         assert_eq!(error, "line 3 of the request is longer than this connection takes (8 bytes)");
         // What comes of one that never ends is bounded, too.
         let endless = Box::new(BufReader::new(io::repeat(b'1')));
-        let mut endless = Items { lines: endless, ..items("", Form::Json, 1 << 20) };
+        let mut endless = Items { lines: endless, ..items("", JSON, 1 << 20) };
         assert!(endless.next().unwrap_err().to_string().contains("line 1 of"));
     }
 }
