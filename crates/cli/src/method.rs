@@ -4,6 +4,7 @@ use anyhow::bail;
 use lapwing::blocking::IpcClient;
 use lapwing::methods::{Method, MethodDetails, Shape};
 use lapwing::{CallError, Code};
+use serde_json::Value;
 
 use crate::exit::InputError;
 
@@ -22,10 +23,33 @@ impl Found {
         self.details.as_ref().map(|details| details.codec.as_str())
     }
 
+    /// Whether requests are bytes that are no JSON, as the server says.
+    pub(crate) fn takes_bytes(&self) -> bool {
+        match self.details.as_ref().and_then(|details| details.request_schema.as_deref()) {
+            Some(schema) => is_of_bytes(schema),
+            None => matches!(self.codec(), Some("raw" | "raw/json")),
+        }
+    }
+
+    /// Whether replies are.
+    pub(crate) fn gives_bytes(&self) -> bool {
+        match self.details.as_ref().and_then(|details| details.reply_schema.as_deref()) {
+            Some(schema) => is_of_bytes(schema),
+            None => matches!(self.codec(), Some("raw" | "json/raw")),
+        }
+    }
+
     /// A method of a server that is known to say no more.
     pub(crate) fn undescribed(method: Method) -> Found {
         Found { method, details: None, older_server: true }
     }
+}
+
+/// Whether a schema says bytes: a type would be one of JSON.
+fn is_of_bytes(schema: &str) -> bool {
+    let Ok(schema) = serde_json::from_str::<Value>(schema) else { return false };
+    schema.get("type").is_none()
+        && schema.get("contentMediaType").is_some_and(|media| media == "application/octet-stream")
 }
 
 /// The method that is called so, by name or number. `None`: the server lists no method of this number; it may

@@ -104,6 +104,49 @@ fn describe_prints_a_table_and_json() {
 }
 
 #[test]
+fn describe_of_bytes_says_how_to_send_and_to_keep_them() {
+    let place = Place::of(&[("a.txt", "one\n")]);
+    let _server = Server::start(place.server_command().arg("--writable"));
+    let write = place.lapwing(&["describe", "fs.write"]).succeeds();
+    for line in [
+        "Request",
+        "  Bytes, as they are: `lapwing call fs.write @FILE` sends those of a file, `-` in its place \
+         those of standard input.",
+        "  WriteRequest: object",
+        "    path                string     (required) The file, relative to the root. Of a symlink \
+         that stays inside the root, what it names is written.",
+        "  WriteReply: object",
+    ] {
+        assert!(write.lines().any(|found| found == line), "no {line:?} in {write}");
+    }
+    assert!(write.contains(r#"--metadata request='{"path": "notes.md"}'"#), "{write}");
+    let read = place.lapwing(&["describe", "fs.read.raw"]).succeeds();
+    assert!(read.contains("Request\n  ReadRequest: object\n"), "{read}");
+    let reply = "Reply\n  Bytes, as they are: `> FILE` behind the call writes them to a file.\n";
+    assert!(read.ends_with(reply), "{read}");
+
+    // The request is JSON, and so it is checked as JSON and nothing stands for `{}`.
+    let raw = |request: &[&str]| place.lapwing(&[&["call", "fs.read.raw"], request].concat());
+    assert_eq!(raw(&[r#"{"path": "a.txt"}"#]).succeeds(), "one\n");
+    raw(&["{"]).fails(7, "the request is not JSON");
+    raw(&[]).fails(5, "missing field `path`");
+}
+
+#[test]
+fn describe_of_the_engine_names_no_constant_of_its_code() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    let methods = json_of(&place.lapwing(&["describe", "--json"]).succeeds());
+    for method in methods.as_array().unwrap() {
+        let told = place.lapwing(&["describe", method["name"].as_str().unwrap()]).succeeds();
+        let is_constant = |word: &str| word.contains('_') && word == word.to_uppercase();
+        let mut words = told.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        assert!(!words.any(is_constant) && !told.contains("::"), "{told}");
+        assert!(!told.contains("does not say"), "{told}");
+    }
+}
+
+#[test]
 fn serve_changes_files_only_when_it_is_told_that_it_may() {
     let place = Place::of(&[("a.txt", "one\ntwo\n")]);
     let patch = json!({"patch": "--- a/a.txt\n+++ b/a.txt\n@@ -1,2 +1,2 @@\n one\n-two\n+three\n"});

@@ -205,6 +205,15 @@ fn describe_prints_codecs_and_one_method_field_by_field() {
         "numbers.sum  0x0702  client-stream  postcard\n\n\
          Request, each item\n  The server does not say.\n\nReply\n  The server does not say.\n"
     );
+    assert_eq!(
+        typed.lapwing(&["describe", "bytes.echo"]).succeeds(),
+        "bytes.echo  0x0705  unary  raw\n\n\
+         Request\n\
+         \u{20} Bytes, as they are: `lapwing call bytes.echo @FILE` sends those of a file, `-` in its place \
+         those of standard input.\n\n\
+         Reply\n\
+         \u{20} Bytes, as they are: `> FILE` behind the call writes them to a file.\n"
+    );
     typed
         .lapwing(&["describe", "text.joins"])
         .fails(7, "no method 'text.joins'; it has bytes.count");

@@ -7,14 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 
 use lapwing::{
-    Builder, Call, Code, Decode, Json, Payload, Request, Reserved, Sink, Source, Status, Unary,
+    Builder, Call, ClientStream, Code, Decode, Json, Payload, Raw, Request, Reserved, Sink, Source,
+    Status, Unary,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
-use crate::codecs::BytesThenJson;
+use crate::codecs::{BytesThenJson, NewContent};
 use crate::error::{ErrorClass, WorkspaceError};
 use crate::limits::{WRITE_BYTES_MAX, WRITE_STREAMS_BYTES_MAX};
 use crate::read::Filled;
@@ -39,7 +40,8 @@ const READS_MAX: u32 = 8;
 /// `FS_`. Those that write are refused unless the workspace is [`writable`](Workspace::writable).
 ///
 /// A request is the JSON of the type that the constant names, and nothing at all stands for `{}`; a reply
-/// is the JSON of the type that belongs to it; the server describes both as JSON Schema. The content of [`FS_READ_RAW`] and [`FS_WRITE`] is bytes.
+/// is the JSON of the type that belongs to it; the server describes both as JSON Schema. The content of
+/// [`FS_READ_RAW`], [`FS_WRITE`] and [`FS_WRITE_STREAM`] is bytes, and described as such.
 ///
 /// The work runs on tokio's threads for blocking work, at most two calls for each core at a time. When a
 /// call is given up its work stops within milliseconds; a file that is being written is then written
@@ -115,6 +117,15 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
         .schema_of(FS_LIST_STREAM)
         .schema_of(FS_WATCH)
         .schema_of(FS_SEARCH_STREAM)
+        .schema_of(Unary::<ReadRequest, Payload, Raw>::new(FS_READ_RAW.kind(), FS_READ_RAW.name()))
+        .schema_of(Unary::<NewContent, WriteReply, BytesThenJson>::new(
+            FS_WRITE.kind(),
+            FS_WRITE.name(),
+        ))
+        .schema_of(ClientStream::<NewContent, WriteReply, BytesThenJson>::new(
+            FS_WRITE_STREAM.kind(),
+            FS_WRITE_STREAM.name(),
+        ))
 }
 
 /// What every route shares.

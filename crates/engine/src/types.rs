@@ -1,6 +1,8 @@
 //! The requests and replies, as they appear in JSON.
 //!
-//! A request with a field that is not listed here is refused with the field's name.
+//! A request with a field that is not listed here is refused with the field's name. What is written on the types
+//! and their fields is also what `describe` tells, in any language: it names no constant of this crate, and a
+//! test compares its numbers with `limits.rs`.
 
 use std::num::NonZeroU32;
 
@@ -43,7 +45,7 @@ pub struct ListReply {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
     /// How many directories were listed by name but not entered, because they could not be read or
-    /// lie deeper than [`DEPTH_MAX`](crate::DEPTH_MAX). Each is counted on one page only.
+    /// lie more than 256 directories deep. Each is counted on one page only.
     pub skipped_directories: u64,
 }
 
@@ -153,8 +155,7 @@ pub struct SearchRequest {
     /// Whether to search names that begin with a dot; `false` by default. `.git` is never searched.
     #[serde(default)]
     pub hidden: bool,
-    /// The most matches in one reply: [`MATCHES_DEFAULT`](crate::MATCHES_DEFAULT) by default,
-    /// [`MATCHES_MAX`](crate::MATCHES_MAX) at most.
+    /// The most matches in one reply: 200 by default, 10000 at most.
     #[serde(default = "matches_default")]
     pub max_matches: NonZeroU32,
     /// The `next` of the last reply to this request, or nothing to start.
@@ -191,7 +192,7 @@ pub struct SearchReply {
     /// How many files this call searched.
     pub files_searched: u64,
     /// How many files this call did not search, or not to their end: binary, not readable, or with
-    /// a line longer than [`LINE_BYTES_MAX`](crate::LINE_BYTES_MAX).
+    /// a line longer than 16 MiB.
     pub files_skipped: u64,
     /// How many directories this call could not enter.
     pub skipped_directories: u64,
@@ -209,20 +210,20 @@ pub struct Match {
     /// The length of the first match, in bytes of the line.
     pub match_len_bytes: u64,
     /// The line without its terminator; what is not UTF-8 is replaced. A long line is cut to at
-    /// most [`TEXT_BYTES_MAX`](crate::TEXT_BYTES_MAX) bytes around the start of the match.
+    /// most 1024 bytes around the start of the match.
     pub text: String,
     /// Where in the line `text` begins, in bytes, from 1; 1 unless the line is cut.
     pub text_column: u64,
     /// Whether `text` is not the whole line. Absent means `false`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub text_cut: bool,
-    /// Whether the real path is not UTF-8, as in [`Entry::path_lossy`]. Absent means `false`.
+    /// Whether the real path is not UTF-8, as in an entry of a listing. Absent means `false`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub path_lossy: bool,
 }
 
 /// Asks for a file to be written as a whole. The content is the payload of the call, and this the
-/// JSON of its metadata pair [`REQUEST_KEY`](crate::REQUEST_KEY).
+/// JSON of its metadata pair `request`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WriteRequest {
@@ -352,7 +353,7 @@ pub struct Change {
     /// The name before, of a rename.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// Whether a real path is not UTF-8, as in [`Entry::path_lossy`]. Absent means `false`.
+    /// Whether a real path is not UTF-8, as in an entry of a listing. Absent means `false`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub path_lossy: bool,
 }

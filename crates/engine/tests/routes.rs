@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use common::Tree;
 use lapwing::{CallError, Code, IpcClient, IpcServer, Payload};
 use lapwing_engine::{
-    FS_APPLY_PATCH, FS_LIST, FS_LIST_STREAM, FS_READ, FS_READ_RAW, FS_SEARCH, FS_SEARCH_STREAM,
-    FS_WATCH, FS_WRITE, FS_WRITE_STREAM, ListReply, ListRequest, ReadReply,
-    STREAMS_PER_CONNECTION_MAX, SearchReply, SearchRequest, WriteRequest, add_routes,
+    DEPTH_MAX, FS_APPLY_PATCH, FS_LIST, FS_LIST_STREAM, FS_READ, FS_READ_RAW, FS_SEARCH,
+    FS_SEARCH_STREAM, FS_WATCH, FS_WRITE, FS_WRITE_STREAM, LINE_BYTES_MAX, ListReply, ListRequest,
+    MATCHES_DEFAULT, MATCHES_MAX, REQUEST_KEY, ReadReply, STREAMS_PER_CONNECTION_MAX, SearchReply,
+    SearchRequest, TEXT_BYTES_MAX, WriteRequest, add_routes,
 };
 use serde_json::{Value, json};
 
@@ -106,6 +107,55 @@ async fn describe_tells_the_schemas_of_every_method_in_json_and_they_fit_its_typ
     assert_eq!(request["properties"]["path"]["default"], ".");
     assert_eq!(request["properties"]["max_matches"]["default"], 200);
     assert_eq!(request["additionalProperties"], false);
+}
+
+#[tokio::test]
+async fn describe_tells_bytes_as_bytes_and_what_belongs_to_them_in_json() {
+    let served = Served::of(&[]).await;
+    let schemas = async |kind| {
+        let details = served.client.describe_method(kind).await.unwrap();
+        let value = |text: Option<String>| serde_json::from_str(&text.unwrap()).unwrap();
+        (value(details.request_schema), value(details.reply_schema))
+    };
+    let bytes = |schema: &Value| {
+        assert_eq!(schema["contentMediaType"], "application/octet-stream");
+        assert_eq!(schema["type"], Value::Null);
+    };
+    let (asked, reply): (Value, Value) = schemas(FS_READ_RAW.kind()).await;
+    assert_eq!(asked["required"], json!(["path"]));
+    bytes(&reply);
+    for kind in [FS_WRITE.kind(), FS_WRITE_STREAM.kind()] {
+        let (content, reply) = schemas(kind).await;
+        bytes(&content);
+        assert_eq!(content["$defs"]["WriteRequest"]["required"], json!(["path"]));
+        assert!(reply["properties"]["sha256"].is_object());
+    }
+}
+
+#[tokio::test]
+async fn descriptions_say_the_limits_and_name_no_constant() {
+    let served = Served::of(&[]).await;
+    let mut all = String::new();
+    for method in served.client.describe().await.unwrap() {
+        let details = served.client.describe_method(method.kind).await.unwrap();
+        all.extend([details.request_schema, details.reply_schema].into_iter().flatten());
+    }
+    let words = || all.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let constants = words()
+        .filter(|word| word.contains('_') && !word.chars().any(|c| c.is_ascii_lowercase()))
+        .collect::<Vec<_>>();
+    assert_eq!(constants, Vec::<&str>::new());
+    assert!(!all.contains("::"), "{all}");
+    for limit in [
+        format!("{MATCHES_DEFAULT} by default, {MATCHES_MAX} at most"),
+        format!("more than {DEPTH_MAX} directories deep"),
+        format!("longer than {} MiB", LINE_BYTES_MAX >> 20),
+        format!("at most {TEXT_BYTES_MAX} bytes"),
+        format!("metadata pair `{REQUEST_KEY}`"),
+    ] {
+        // As a doc comment its words may be on two lines.
+        assert!(all.replace("\\n", " ").contains(&limit), "no {limit:?} in {all}");
+    }
 }
 
 #[tokio::test]

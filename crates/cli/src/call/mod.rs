@@ -18,7 +18,7 @@ use self::print::{Layout, print};
 use self::request::{Form, Items, Source};
 use crate::args::Endpoint;
 use crate::exit::CallFailed;
-use crate::method;
+use crate::method::{self, Found};
 
 /// Call one method and print its reply.
 #[derive(clap::Args, Debug)]
@@ -78,10 +78,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let client = IpcClient::connect(args.endpoint.path()?)?;
     let found = method::find(&client, &args.method)?;
     let codec = found.as_ref().and_then(|found| found.codec());
-    let form = match codec {
-        _ if args.raw => Form::Bytes,
-        Some("raw" | "raw/json") => Form::Bytes,
-        _ => Form::Json { own: codec == Some("json") },
+    let form = if args.raw || found.as_ref().is_some_and(Found::takes_bytes) {
+        Form::Bytes
+    } else {
+        // What is no bytes in a method of bytes is JSON as it stands.
+        Form::Json { own: matches!(codec, Some("json" | "raw")) }
     };
     let mut metadata = Metadata::default();
     for (key, value) in &args.metadata {
@@ -100,7 +101,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             None => method::number(&args.method).unwrap_or_default(),
         },
         client: &client,
-        gives_bytes: codec == Some("raw"),
+        gives_bytes: found.as_ref().is_some_and(Found::gives_bytes),
     };
     let shape = if args.one_way {
         Shape::OneWay

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::args::Endpoint;
 use crate::exit::InputError;
 use crate::method::{Found, detailed, find, shape_name};
-use crate::output::{self, HEADING, NAME, Out, styled};
+use crate::output::{self, HEADING, NAME, Out, plain, styled};
 
 /// List the methods of a server, or say what one of them takes and gives.
 #[derive(clap::Args, Debug)]
@@ -21,7 +21,7 @@ use crate::output::{self, HEADING, NAME, Out, styled};
   lapwing describe --json | jq -r '.[].name'
   lapwing describe fs.search --json | jq .request_schema
 
-What a method takes and gives is known where its server has JSON Schema for it.")]
+What a method takes and gives is known where its server has JSON Schema for it, or where it is bytes.")]
 pub(crate) struct Args {
     /// One method to say all of: its name, or a number such as 0x0310.
     #[arg(value_name = "METHOD")]
@@ -125,23 +125,40 @@ fn print_method(found: &Found) -> anyhow::Result<()> {
     let items = |streams: bool| if streams { ", each item" } else { "" };
     let request = items(matches!(shape, Shape::ClientStream | Shape::Duplex));
     let reply = items(matches!(shape, Shape::ServerStream | Shape::Duplex));
-    print_schema(&mut out, &format!("Request{request}"), row.request_schema.as_ref())?;
+    let how = format!(
+        "Bytes, as they are: `lapwing call {name} @FILE` sends those of a file, `-` in its place those of \
+         standard input."
+    );
+    let bytes = found.takes_bytes().then_some(how.as_str());
+    print_side(&mut out, &format!("Request{request}"), row.request_schema.as_ref(), bytes)?;
     if *shape != Shape::OneWay {
-        print_schema(&mut out, &format!("Reply{reply}"), row.reply_schema.as_ref())?;
+        let how = "Bytes, as they are: `> FILE` behind the call writes them to a file.";
+        let bytes = found.gives_bytes().then_some(how);
+        print_side(&mut out, &format!("Reply{reply}"), row.reply_schema.as_ref(), bytes)?;
     }
     Ok(())
 }
 
-fn print_schema(out: &mut Out, what: &str, schema: Option<&Value>) -> anyhow::Result<()> {
+/// What goes one way: `bytes` says how, where it is no JSON.
+fn print_side(
+    out: &mut Out,
+    what: &str,
+    schema: Option<&Value>,
+    bytes: Option<&str>,
+) -> anyhow::Result<()> {
     out.line("")?;
     out.line(styled(HEADING, what))?;
-    match schema {
-        Some(schema) => {
-            for line in schema::lines(schema) {
-                out.line(line)?;
-            }
-        }
-        None => out.line("  The server does not say.")?,
+    if let Some(bytes) = bytes {
+        out.line(format_args!("  {}", plain(bytes)))?;
+    }
+    let lines = match (schema, bytes) {
+        (Some(schema), Some(_)) => schema::beside_bytes(schema),
+        (Some(schema), None) => schema::lines(schema),
+        (None, Some(_)) => Vec::new(),
+        (None, None) => vec!["  The server does not say.".to_owned()],
+    };
+    for line in lines {
+        out.line(line)?;
     }
     Ok(())
 }

@@ -19,13 +19,25 @@ pub(super) fn lines(schema: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     let title = schema.get("title").and_then(Value::as_str).map(plain);
     describe(schema, title.as_deref(), &mut lines);
+    push_definitions(schema, &mut lines);
+    lines
+}
+
+/// The lines of what a schema says beside that it is of bytes.
+pub(super) fn beside_bytes(schema: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    push_text(schema, "  ", &mut lines);
+    push_definitions(schema, &mut lines);
+    lines
+}
+
+fn push_definitions(schema: &Value, lines: &mut Vec<String>) {
     if let Some(Value::Object(definitions)) = schema.get("$defs") {
         for (name, definition) in definitions {
             lines.push(String::new());
-            describe(definition, Some(&plain(name)), &mut lines);
+            describe(definition, Some(&plain(name)), lines);
         }
     }
-    lines
 }
 
 /// A type with what it is for, and its fields or variants.

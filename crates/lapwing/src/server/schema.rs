@@ -1,12 +1,15 @@
 //! What methods take and give, as JSON Schema.
 
-use schemars::JsonSchema;
-use schemars::generate::SchemaSettings;
+use std::borrow::Cow;
+
+use schemars::generate::{SchemaGenerator, SchemaSettings};
+use schemars::{JsonSchema, Schema, json_schema};
 
 use super::Builder;
 use super::router::Schemas;
 use crate::codec::Codec;
 use crate::method::{Method, Shape};
+use crate::payload::Payload;
 use lapwing_proto::MethodShape;
 
 impl Builder {
@@ -14,6 +17,7 @@ impl Builder {
     /// programs that call methods [in JSON](crate::CallOptions::json) without knowing their types, which derive
     /// [`JsonSchema`]. The route must be there already. One of [`Builder::route_raw`] or
     /// [`Builder::route_inline`] takes the schemas of a method in [`Json`](crate::Json), which so is said to be its codec.
+    /// A [`Payload`] is described as bytes: `{"contentMediaType": "application/octet-stream"}`.
     ///
     /// A schema of more than 64 KiB, or without its route, is an error of [`Builder::serve`].
     ///
@@ -73,6 +77,21 @@ impl Builder {
             Ok(router)
         });
         self
+    }
+}
+
+/// Bytes as they are, as OpenAPI says it: no type, for they are no JSON.
+impl JsonSchema for Payload {
+    fn schema_name() -> Cow<'static, str> {
+        "Bytes".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "contentMediaType": "application/octet-stream" })
     }
 }
 
