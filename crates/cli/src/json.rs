@@ -11,6 +11,18 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), serde_json::Error> {
     }
 }
 
+/// The field that [`check`] found a fault in, as `parts[1].at`; `None` where it is in none.
+pub(crate) fn field_of(bytes: &[u8], fault: &serde_json::Error) -> Option<String> {
+    // Read again to find out where: that costs what good requests need not pay.
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let again = serde_path_to_error::deserialize::<_, serde_json::Value>(&mut reader).err()?;
+    let at = |error: &serde_json::Error| (error.line(), error.column());
+    let path = again.path().to_string();
+    // A lone dot stands for the whole, and a question mark for a name that does not come.
+    let field = path.strip_suffix('?').unwrap_or(&path).trim_end_matches('.');
+    (at(again.inner()) == at(fault) && !field.is_empty()).then(|| field.to_owned())
+}
+
 /// The same JSON with one member or element a line. The text must have passed [`check`].
 ///
 /// It works on the text and not on a parsed value, which would sort the members of objects and round
@@ -120,6 +132,21 @@ mod tests {
             pretty("{\"z\" : 12345678901234567890123,\n \"a\":[ ]}"),
             "{\n  \"z\": 12345678901234567890123,\n  \"a\": []\n}"
         );
+    }
+
+    #[test]
+    fn field_of_a_fault_is_its_path() {
+        for (bad, field) in [
+            (r#"{"parts": [{"at": 1}, {"at": x}]}"#, Some("parts[1].at")),
+            (r#"{"parts": [1, 2"#, Some("parts")),
+            (r#"{"a": 1"#, None),
+            (r#"{"a": {"b": 1, c: 2}}"#, Some("a")),
+            ("[1, x]", Some("[1]")),
+            ("x", None),
+        ] {
+            let fault = check(bad.as_bytes()).unwrap_err();
+            assert_eq!(field_of(bad.as_bytes(), &fault).as_deref(), field, "{bad}: {fault}");
+        }
     }
 
     #[test]

@@ -23,9 +23,14 @@ impl Found {
         self.details.as_ref().map(|details| details.codec.as_str())
     }
 
+    /// JSON Schema of its request, or of each item of it, where the server says it.
+    pub(crate) fn request_schema(&self) -> Option<&str> {
+        self.details.as_ref()?.request_schema.as_deref()
+    }
+
     /// Whether requests are bytes that are no JSON, as the server says.
     pub(crate) fn takes_bytes(&self) -> bool {
-        match self.details.as_ref().and_then(|details| details.request_schema.as_deref()) {
+        match self.request_schema() {
             Some(schema) => is_of_bytes(schema),
             None => matches!(self.codec(), Some("raw" | "raw/json")),
         }

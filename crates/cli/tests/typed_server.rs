@@ -43,6 +43,9 @@ const STATUS: Unary<(), u64> = Unary::new(0x0707, "status");
 const FIRST: ClientStream<u64, u64> = ClientStream::new(0x0708, "numbers.first");
 const REFUSE: Duplex<u64, u64> = Duplex::new(0x0709, "numbers.refuse");
 
+const SWAP: Unary<(u64, String), (String, u64)> = Unary::new(0x070A, "pair.swap");
+const GATHER: ClientStream<Part, String> = ClientStream::new(0x070B, "text.gather");
+
 /// A server in this process, for commands in theirs.
 struct Typed {
     noted: Arc<AtomicU64>,
@@ -133,9 +136,19 @@ impl Typed {
                     Ok(numbers.next().await?.unwrap_or_default())
                 })
                 .route(REFUSE, refuse)
+                .route(SWAP, |_: Call, (number, text)| async move { Ok((text, number)) })
+                .route(GATHER, |_: Call, mut parts: Source<Part, Postcard>| async move {
+                    let mut text = String::new();
+                    while let Some(part) = parts.next().await? {
+                        text += &part.text;
+                    }
+                    Ok(text)
+                })
                 .schema_of(JOIN)
                 .schema_of(SPLIT)
                 .schema_of(NOTE)
+                .schema_of(SWAP)
+                .schema_of(GATHER)
                 .serve()
                 .unwrap()
         });
@@ -175,7 +188,9 @@ fn describe_prints_codecs_and_one_method_field_by_field() {
          0x0706  bytes.count     client-stream  raw\n\
          0x0707  status          unary          postcard\n\
          0x0708  numbers.first   client-stream  postcard\n\
-         0x0709  numbers.refuse  duplex         postcard\n"
+         0x0709  numbers.refuse  duplex         postcard\n\
+         0x070a  pair.swap       unary          postcard\n\
+         0x070b  text.gather     client-stream  postcard\n"
     );
     assert_eq!(
         typed.lapwing(&["describe", "text.join"]).succeeds(),
@@ -225,7 +240,7 @@ fn describe_json_has_everything() {
     let typed = Typed::serve();
     let all = typed.lapwing(&["describe", "--json"]).succeeds();
     let all: Value = serde_json::from_str(&all).unwrap();
-    assert_eq!(all.as_array().unwrap().len(), 10);
+    assert_eq!(all.as_array().unwrap().len(), 12);
     let one = typed.lapwing(&["describe", "text.join", "--json"]).succeeds();
     let one: Value = serde_json::from_str(&one).unwrap();
     assert_eq!(one, all[0]);
@@ -277,6 +292,40 @@ fn call_says_which_field_of_a_request_is_wrong() {
     wrong("x").fails(7, "; mend it, or send bytes of the method's own codec with --raw");
     wrong("")
         .fails(5, "missing field `parts` at line 1 column 2; it is empty, which stands for {}");
+}
+
+#[test]
+fn call_with_another_type_than_the_schema_says_is_refused_before_it_is_sent() {
+    let typed = Typed::serve();
+    let wrong = |method, request| typed.lapwing(&["call", method, request]);
+    let parts = "text.join takes an object with the field parts";
+    wrong("text.join", r#"[[{"at": 1, "text": "a"}]]"#)
+        .fails(7, &format!("the request is an array, and {parts}"));
+    wrong("text.join", "7").fails(7, &format!("the request is a number, and {parts}"));
+    wrong("text.join", r#"{"parts": [{"at": 1, "text": "a"}, [2, "b"]]}"#).fails(
+        7,
+        "the request has an array at parts[1], where text.join takes an object with the fields at, text",
+    );
+    wrong("note", r#"[41, "x"]"#).fails(7, "the request is an array, and note takes an object");
+    assert_eq!(typed.noted.load(Ordering::SeqCst), 0);
+    wrong("pair.swap", r#"[1, "a"]"#).succeeds();
+    wrong("pair.swap", "{}").fails(7, "is an object, and pair.swap takes an array");
+    // What the server has no schema of is its own to judge.
+    wrong("numbers.sum", "[1]").fails(5, "InvalidArgument");
+
+    typed
+        .fed(&["call", "text.gather"], "{\"at\": 1, \"text\": \"a\"}\n[2, \"b\"]\n")
+        .fails(7, "line 2 of standard input is an array, and text.gather takes an object");
+}
+
+#[test]
+fn call_says_in_which_field_a_request_is_not_json() {
+    let typed = Typed::serve();
+    let wrong = typed.lapwing(&["call", "text.join", r#"{"parts": [{"at": x}]}"#]);
+    wrong.fails(7, "not JSON: expected value at line 1 column 19, in parts[0].at; mend it");
+    typed
+        .fed(&["call", "text.gather"], "{\"at\": 1, \"text\": b}\n")
+        .fails(7, "line 1 of standard input is not JSON: expected value at column 19, in text;");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `lapwing call`.
 
+mod expected;
 mod print;
 mod request;
 
@@ -14,8 +15,9 @@ use lapwing::{
     Unary,
 };
 
+use self::expected::Expected;
 use self::print::{Layout, print};
-use self::request::{Form, Items, Source};
+use self::request::{Form, Items, Json, Source};
 use crate::args::Endpoint;
 use crate::exit::CallFailed;
 use crate::method::{self, Found};
@@ -82,8 +84,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Form::Bytes
     } else {
         // What is no bytes in a method of bytes is JSON as it stands.
-        Form::Json { own: matches!(codec, Some("json" | "raw")) }
+        let own = matches!(codec, Some("json" | "raw"));
+        let schema = found.as_ref().and_then(Found::request_schema);
+        Form::Json(Json { own, expected: schema.and_then(|it| Expected::of(&args.method, it)) })
     };
+    // In a method of codec JSON nothing has to be said, nor to a server that says nothing itself.
+    let says_json = matches!(form, Form::Json(Json { own: false, .. })) && codec.is_some();
     let mut metadata = Metadata::default();
     for (key, value) in &args.metadata {
         metadata.push(key, value.as_bytes());
@@ -94,8 +100,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let call = Call {
         name: &args.method,
-        // In a method of codec JSON nothing has to be said, nor to a server that says nothing itself.
-        options: options.json(form == Form::Json { own: false } && codec.is_some()),
+        options: options.json(says_json),
         kind: match &found {
             Some(found) => found.method.kind,
             None => method::number(&args.method).unwrap_or_default(),
@@ -108,13 +113,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         found.map_or(Shape::Unary, |found| found.method.shape)
     };
+    let bytes_max = client.agreement().request_bytes;
     match shape {
         // Disconnecting would wait until the server has done what it says.
-        Shape::OneWay => return call.one_way(&source.whole(form)?),
-        Shape::Unary => call.unary(&source.whole(form)?),
-        Shape::ServerStream => call.server_stream(&source.whole(form)?),
-        Shape::ClientStream => call.client_stream(call.items(source, form)?),
-        Shape::Duplex => call.duplex(call.items(source, form)?),
+        Shape::OneWay => return call.one_way(&source.whole(&form, bytes_max)?),
+        Shape::Unary => call.unary(&source.whole(&form, bytes_max)?),
+        Shape::ServerStream => call.server_stream(&source.whole(&form, bytes_max)?),
+        Shape::ClientStream => call.client_stream(source.items(form, bytes_max)?),
+        Shape::Duplex => call.duplex(source.items(form, bytes_max)?),
     }?;
     client.disconnect();
     Ok(())
@@ -137,10 +143,6 @@ impl Call<'_> {
 
     fn layout(&self, of_json: Layout) -> Layout {
         if self.gives_bytes { Layout::AsIs } else { of_json }
-    }
-
-    fn items(&self, source: Source, form: Form) -> anyhow::Result<Items> {
-        source.items(form, self.client.agreement().request_bytes)
     }
 
     fn one_way(&self, message: &Vec<u8>) -> anyhow::Result<()> {

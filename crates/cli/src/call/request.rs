@@ -3,19 +3,38 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
+use super::expected::Expected;
 use crate::exit::InputError;
 use crate::json;
 
 /// The longest request that is read, in bytes: no server can be set to take a longer one.
 const REQUEST_BYTES_MAX: u64 = 1 << 30;
 
-/// What a request must be.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What a request, or an item of one, must be.
 pub(super) enum Form {
-    /// One JSON value, which the method's own codec has as well or has not.
-    Json { own: bool },
+    /// One JSON value.
+    Json(Json),
     /// Anything.
     Bytes,
+}
+
+/// What is known of a request in JSON.
+pub(super) struct Json {
+    /// Whether it is the method's own codec.
+    pub(super) own: bool,
+    /// What the method takes, where its server says it.
+    pub(super) expected: Option<Expected>,
+}
+
+impl Json {
+    /// Refuses what is not of the method's type. What is longer than `bytes_max` is not sent anyway.
+    fn check_type(&self, value: &[u8], bytes_max: usize, from: &str) -> Result<(), InputError> {
+        let expected = self.expected.as_ref().filter(|_| value.len() <= bytes_max);
+        match expected.and_then(|expected| expected.mismatch(value)) {
+            Some(mismatch) => Err(InputError(format!("{from} {mismatch}"))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What the command line says the request is.
@@ -46,10 +65,11 @@ impl Source {
         }
     }
 
-    /// All of it as one request. Bytes have to be given: an empty file is not written by mistake.
-    pub(super) fn whole(&self, form: Form) -> Result<Vec<u8>, InputError> {
+    /// All of it as one request, of at most `bytes_max` bytes if it is to be sent. Bytes have to be given: an
+    /// empty file is not written by mistake.
+    pub(super) fn whole(&self, form: &Form, bytes_max: usize) -> Result<Vec<u8>, InputError> {
         let bytes = match self {
-            Source::Nothing if form == Form::Bytes => {
+            Source::Nothing if matches!(form, Form::Bytes) => {
                 let message = "no request is given, and it is bytes: give it, @FILE, - for standard input, or '' \
                                for an empty one";
                 return Err(InputError(message.to_owned()));
@@ -60,17 +80,18 @@ impl Source {
             Source::Text(text) => Ok(text.as_bytes().to_vec()),
         };
         let bytes = bytes.map_err(|error| unreadable(self.name(), &error))?;
-        if let Form::Json { own } = form
+        if let Form::Json(json) = form
             && !bytes.is_empty()
         {
             json::check(&bytes).map_err(|error| {
-                let source = self.name();
-                let mend = match own {
+                let (source, field) = (self.name(), field_of(&bytes, &error));
+                let mend = match json.own {
                     true => "mend it",
                     false => "mend it, or send bytes of the method's own codec with --raw",
                 };
-                InputError(format!("{source} is not JSON: {error}; {mend}"))
+                InputError(format!("{source} is not JSON: {error}{field}; {mend}"))
             })?;
+            json.check_type(&bytes, bytes_max, self.name())?;
         }
         Ok(bytes)
     }
@@ -88,6 +109,11 @@ impl Source {
         };
         Ok(Items { lines, name, form, bytes_max, line: 0 })
     }
+}
+
+/// Which field a fault is in, as a part of a sentence.
+fn field_of(text: &[u8], error: &serde_json::Error) -> String {
+    json::field_of(text, error).map(|field| format!(", in {field}")).unwrap_or_default()
 }
 
 fn unreadable(source: &str, error: &io::Error) -> InputError {
@@ -118,7 +144,7 @@ impl Items {
     /// The next item, or `None` after the last.
     pub(super) fn next(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
         loop {
-            if self.form == Form::Bytes {
+            if matches!(self.form, Form::Bytes) {
                 let mut item = Vec::new();
                 self.read_line(self.bytes_max as u64, &mut item)?;
                 return Ok(Some(item).filter(|item| !item.is_empty()));
@@ -127,7 +153,11 @@ impl Items {
             if item.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            json::check(&item).map_err(|error| self.not_json(&error))?;
+            json::check(&item).map_err(|error| self.not_json(&item, &error))?;
+            if let Form::Json(json) = &self.form {
+                let from = format!("line {} of {}", self.line, self.name);
+                json.check_type(&item, self.bytes_max, &from)?;
+            }
             return Ok(Some(item));
         }
     }
@@ -162,13 +192,14 @@ impl Items {
     }
 
     /// The fault's place in the line; the line itself is the input's.
-    fn not_json(&self, error: &serde_json::Error) -> InputError {
+    fn not_json(&self, item: &[u8], error: &serde_json::Error) -> InputError {
+        let field = field_of(item, error);
         let (line, name, column) = (self.line, &self.name, error.column());
         let what = error.to_string();
         let place = format!(" at line {} column {column}", error.line());
         let what = what.strip_suffix(&place).unwrap_or(&what);
         InputError(format!(
-            "line {line} of {name} is not JSON: {what} at column {column}; each line is one item"
+            "line {line} of {name} is not JSON: {what} at column {column}{field}; each line is one item"
         ))
     }
 }
@@ -177,7 +208,7 @@ impl Items {
 mod tests {
     use super::*;
 
-    const JSON: Form = Form::Json { own: true };
+    const JSON: Form = Form::Json(Json { own: true, expected: None });
 
     fn items(text: &str, form: Form, bytes_max: usize) -> Items {
         Source::of(Some(text)).items(form, bytes_max).unwrap()
@@ -208,7 +239,7 @@ mod tests {
         items.next().unwrap();
         assert_eq!(
             items.next().unwrap_err().to_string(),
-            "line 3 of the request is not JSON: expected value at column 7; each line is one item"
+            "line 3 of the request is not JSON: expected value at column 7, in a; each line is one item"
         );
     }
 
