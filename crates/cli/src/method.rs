@@ -57,22 +57,41 @@ fn is_of_bytes(schema: &str) -> bool {
         && schema.get("contentMediaType").is_some_and(|media| media == "application/octet-stream")
 }
 
-/// The method that is called so, by name or number. `None`: the server lists no method of this number; it may
-/// have it.
-pub(crate) fn find(client: &IpcClient, wanted: &str) -> anyhow::Result<Option<Found>> {
+/// What a server says of a method that is asked for.
+pub(crate) enum Answer {
+    Found(Found),
+    /// It lists its methods, and none of this number.
+    Unlisted,
+    /// It does not list its methods, and may have one of this number.
+    Untold,
+}
+
+impl Answer {
+    pub(crate) fn found(&self) -> Option<&Found> {
+        match self {
+            Answer::Found(found) => Some(found),
+            Answer::Unlisted | Answer::Untold => None,
+        }
+    }
+}
+
+/// The method that is called so, by name or number.
+pub(crate) fn find(client: &IpcClient, wanted: &str) -> anyhow::Result<Answer> {
     let Some(kind) = number(wanted) else {
-        return Ok(Some(detailed(client, by_name(client, wanted)?)?));
+        return Ok(Answer::Found(detailed(client, by_name(client, wanted)?)?));
     };
     if kind < 0x0100 {
         return Err(CallError::BadKind(kind).into());
     }
     let listed = match client.describe() {
         Ok(methods) => methods.into_iter().find(|method| method.kind == kind),
-        // A server that does not describe itself may still have it.
-        Err(CallError::Status(_)) => None,
+        Err(CallError::Status(_)) => return Ok(Answer::Untold),
         Err(error) => return Err(error.into()),
     };
-    listed.map(|method| detailed(client, method)).transpose()
+    match listed {
+        Some(method) => Ok(Answer::Found(detailed(client, method)?)),
+        None => Ok(Answer::Unlisted),
+    }
 }
 
 /// A method with what the server says of it.

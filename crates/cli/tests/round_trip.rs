@@ -66,6 +66,17 @@ fn call_one_way_prints_nothing() {
     let place = Place::of(&[]);
     let _server = place.serve();
     assert_eq!(place.lapwing(&["call", "fs.list", "--one-way"]).succeeds(), "");
+    assert_eq!(place.lapwing(&["call", "0x0300", "--one-way"]).succeeds(), "");
+}
+
+#[test]
+fn call_one_way_that_the_server_would_drop_is_refused() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    let one_way = |method| place.lapwing(&["call", method, "--one-way"]);
+    one_way("0x0999").fails(7, "the server has no method 0x0999; `lapwing describe` lists");
+    one_way("fs.watch").fails(7, "fs.watch is a stream (server-stream); call it without --one-way");
+    one_way("0x0307").fails(7, "0x0307 is a stream (client-stream)");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use lapwing::blocking::{IpcClient, ItemSender};
-use lapwing::methods::Shape;
+use lapwing::methods::{Method, Shape};
 use lapwing::{
     CallError, CallOptions, ClientStream, Duplex, Metadata, OneWay, Payload, Raw, ServerStream,
     Unary,
@@ -19,8 +19,8 @@ use self::expected::Expected;
 use self::print::{Layout, print};
 use self::request::{Form, Items, Json, Source};
 use crate::args::Endpoint;
-use crate::exit::CallFailed;
-use crate::method::{self, Found};
+use crate::exit::{CallFailed, InputError};
+use crate::method::{self, Answer, Found};
 
 /// Call one method and print its reply.
 #[derive(clap::Args, Debug)]
@@ -78,14 +78,18 @@ fn pair(text: &str) -> Result<(String, String), String> {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let source = Source::of(args.request.as_deref());
     let client = IpcClient::connect(args.endpoint.path()?)?;
-    let found = method::find(&client, &args.method)?;
-    let codec = found.as_ref().and_then(|found| found.codec());
-    let form = if args.raw || found.as_ref().is_some_and(Found::takes_bytes) {
+    let answer = method::find(&client, &args.method)?;
+    if args.one_way {
+        check_one_way(&args.method, &answer)?;
+    }
+    let found = answer.found();
+    let codec = found.and_then(Found::codec);
+    let form = if args.raw || found.is_some_and(Found::takes_bytes) {
         Form::Bytes
     } else {
         // What is no bytes in a method of bytes is JSON as it stands.
         let own = matches!(codec, Some("json" | "raw"));
-        let schema = found.as_ref().and_then(Found::request_schema);
+        let schema = found.and_then(Found::request_schema);
         Form::Json(Json { own, expected: schema.and_then(|it| Expected::of(&args.method, it)) })
     };
     // In a method of codec JSON nothing has to be said, nor to a server that says nothing itself.
@@ -101,12 +105,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let call = Call {
         name: &args.method,
         options: options.json(says_json),
-        kind: match &found {
+        kind: match found {
             Some(found) => found.method.kind,
             None => method::number(&args.method).unwrap_or_default(),
         },
         client: &client,
-        gives_bytes: found.as_ref().is_some_and(Found::gives_bytes),
+        gives_bytes: found.is_some_and(Found::gives_bytes),
     };
     let shape = if args.one_way {
         Shape::OneWay
@@ -124,6 +128,24 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }?;
     client.disconnect();
     Ok(())
+}
+
+/// Refuses a message that the server would drop: it says nothing of one that it has no use for.
+fn check_one_way(name: &str, answer: &Answer) -> Result<(), InputError> {
+    let why = match answer {
+        Answer::Unlisted => {
+            format!("the server has no method {name}; `lapwing describe` lists those that it has")
+        }
+        Answer::Found(Found { method: Method { shape, .. }, .. }) => match shape {
+            Shape::Unary | Shape::OneWay => return Ok(()),
+            Shape::ServerStream | Shape::ClientStream | Shape::Duplex => {
+                let shape = method::shape_name(*shape);
+                format!("{name} is a stream ({shape}); call it without --one-way")
+            }
+        },
+        Answer::Untold => return Ok(()),
+    };
+    Err(InputError(why))
 }
 
 /// A call that is to be made.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::args::Endpoint;
 use crate::exit::InputError;
-use crate::method::{Found, detailed, find, shape_name};
+use crate::method::{Answer, Found, detailed, find, shape_name};
 use crate::output::{self, HEADING, NAME, Out, plain, styled};
 
 /// List the methods of a server, or say what one of them takes and gives.
@@ -47,7 +47,7 @@ struct Row<'a> {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let client = IpcClient::connect(args.endpoint.path()?)?;
     if let Some(wanted) = &args.method {
-        let Some(found) = find(&client, wanted)? else {
+        let Answer::Found(found) = find(&client, wanted)? else {
             let message =
                 format!("the server has no method {wanted}; `lapwing describe` lists them");
             return Err(InputError(message).into());
