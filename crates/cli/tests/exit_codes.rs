@@ -101,6 +101,24 @@ fn input_that_cannot_be_used_is_7() {
 }
 
 #[test]
+fn file_of_a_request_that_cannot_be_read_is_7_and_says_why() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    let folder = place.root.path().to_str().unwrap();
+    // One request, and items of a stream.
+    for (method, metadata) in
+        [("fs.search", "a=b"), ("fs.write.stream", "request={\"path\": \"a\"}")]
+    {
+        let call = |file: &str| {
+            place.lapwing(&["call", method, &format!("@{file}"), "--metadata", metadata])
+        };
+        call("").fails(7, "no file is named behind the @: give @FILE, or - for standard input");
+        call("/no/such").fails(7, "cannot read /no/such: there is no such file; check the path");
+        call(folder).fails(7, &format!("cannot read {folder}: it is a directory; name a file"));
+    }
+}
+
+#[test]
 fn directory_that_cannot_be_served_is_said_without_a_word_of_workspaces() {
     for (root, why) in [
         ("/no/such/directory", "there is no such directory; make it, or name another"),

@@ -1,7 +1,7 @@
 //! Where a request comes from: the command line, a file, standard input.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read};
 
 use super::expected::Expected;
 use crate::exit::InputError;
@@ -76,7 +76,7 @@ impl Source {
             }
             Source::Nothing => return Ok(Vec::new()),
             Source::StandardInput => read(io::stdin().lock()),
-            Source::File(file) => File::open(file).and_then(read),
+            Source::File(file) => open(file).map(read)?,
             Source::Text(text) => Ok(text.as_bytes().to_vec()),
         };
         let bytes = bytes.map_err(|error| unreadable(self.name(), &error))?;
@@ -101,10 +101,7 @@ impl Source {
         let name = self.name().to_owned();
         let lines: Box<dyn BufRead + Send> = match self {
             Source::Nothing | Source::StandardInput => Box::new(BufReader::new(io::stdin())),
-            Source::File(file) => {
-                let opened = File::open(&file).map_err(|error| unreadable(&file, &error))?;
-                Box::new(BufReader::new(opened))
-            }
+            Source::File(file) => Box::new(BufReader::new(open(&file)?)),
             Source::Text(text) => Box::new(Cursor::new(text.into_bytes())),
         };
         Ok(Items { lines, name, form, bytes_max, line: 0 })
@@ -116,8 +113,22 @@ fn field_of(text: &[u8], error: &serde_json::Error) -> String {
     json::field_of(text, error).map(|field| format!(", in {field}")).unwrap_or_default()
 }
 
+fn open(file: &str) -> Result<File, InputError> {
+    if file.is_empty() {
+        let message = "no file is named behind the @: give @FILE, or - for standard input";
+        return Err(InputError(message.to_owned()));
+    }
+    File::open(file).map_err(|error| unreadable(file, &error))
+}
+
 fn unreadable(source: &str, error: &io::Error) -> InputError {
-    InputError(format!("cannot read {source}: {error}"))
+    let why = match error.kind() {
+        ErrorKind::NotFound => "there is no such file; check the path behind the @".to_owned(),
+        ErrorKind::IsADirectory => "it is a directory; name a file".to_owned(),
+        ErrorKind::PermissionDenied => "you have no permission; change its modes".to_owned(),
+        _ => error.to_string(),
+    };
+    InputError(format!("cannot read {source}: {why}"))
 }
 
 fn read(source: impl Read) -> io::Result<Vec<u8>> {
