@@ -1,5 +1,6 @@
 //! `lapwing ping`.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -107,13 +108,31 @@ fn summary(times: &Histogram<u64>, out: &mut Out) -> Result<(), StdoutError> {
     if times.is_empty() {
         return out.line(count);
     }
-    let at = |quantile| duration(times.value_at_quantile(quantile));
-    out.line(format_args!(
-        "{count}: min {}, p50 {}, p90 {}, p99 {}, max {}",
-        duration(times.min()),
-        at(0.5),
-        at(0.9),
-        at(0.99),
-        duration(times.max())
-    ))
+    let mut line = format!("{count}: min {}", duration(times.min()));
+    for percent in [50, 90, 99] {
+        if times.len() >= samples_for(percent) {
+            let at = duration(times.value_at_quantile(f64::from(percent) / 100.0));
+            let _ = write!(line, ", p{percent} {at}");
+        }
+    }
+    out.line(format_args!("{line}, max {}", duration(times.max())))
+}
+
+/// How many samples a percentile wants: as many as leave ten above it, since of fewer it is as good as the
+/// largest. The median is the middle of any.
+fn samples_for(percent: u32) -> u64 {
+    match percent {
+        ..=50 => 1,
+        _ => 1_000 / u64::from(100 - percent),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_want_samples_above_them() {
+        assert_eq!([50, 90, 99].map(samples_for), [1, 100, 1_000]);
+    }
 }
