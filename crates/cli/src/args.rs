@@ -14,8 +14,8 @@ use crate::{bench, call, completions, demo, describe, exit, ping, serve};
     version,
     max_term_width = 100,
     after_help = "EXAMPLES:
-  lapwing demo                              an engine and an editor at work, and what a call costs
-  lapwing serve --root ~/project            serve a directory: list, read, search, watch
+  lapwing demo                      an engine and an editor at work
+  lapwing serve --root ~/project    serve a directory
   lapwing call fs.search '{\"pattern\": \"TODO\"}'
   lapwing ping
 

@@ -37,17 +37,17 @@ exits! {
 pub(crate) fn long_help() -> String {
     let mut help = String::from(
         "EXAMPLES:
-  lapwing demo                              an engine and an editor at work, and what a call costs
-  lapwing serve --root ~/project            serve a directory: list, read, search
-  lapwing call fs.list | head -c 300        its first entries
+  lapwing demo                        an engine and an editor at work
+  lapwing serve --root ~/project      serve a directory
+  lapwing call fs.list | head -c 300  its first entries
   lapwing call fs.search '{\"pattern\": \"TODO\"}'
   lapwing ping -c 3
-  lapwing bench rtt                         calls against what the machine itself costs
+  lapwing bench rtt                   calls against the cost of the machine
 
 SOCKETS:
-  Without --socket and --name a server and its clients meet at lapwing.sock in
-  $XDG_RUNTIME_DIR/lapwing, else /run/user/UID/lapwing, else lapwing-UID in the folder for
-  temporary files. Only you can connect.
+  Without --socket and --name a server and its clients meet at lapwing.sock in \
+$XDG_RUNTIME_DIR/lapwing, else /run/user/UID/lapwing, else lapwing-UID in the folder for temporary \
+files. Only you can connect.
 
 EXIT CODES:
 ",

@@ -17,13 +17,14 @@ use crate::exit::InputError;
 /// Serve the files below a directory to an editor: list, read, search, watch, and change if you say so.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "EXAMPLES:
-  lapwing serve                               the current directory, where clients look first
+  lapwing serve                               the current directory
   lapwing serve --root ~/project --name project
-  lapwing serve --root ~/project --writable   clients may also write and patch files
+  lapwing serve --root ~/project --writable   clients may also change files
   lapwing serve --socket ~/.engine.sock --spin never
 
-SIGTERM and SIGINT (Ctrl-C) let running calls finish, for at most 10 s, and then remove the socket; a
-second one ends the server at once. A socket that a killed server left behind is taken over.")]
+SIGTERM and SIGINT (Ctrl-C) let running calls finish, for at most 10 s, and then remove the \
+socket; a second one ends the server at once. A socket that a killed server left behind is taken \
+over.")]
 pub(crate) struct Args {
     /// The directory to serve. Nothing outside it can be reached.
     #[arg(long, value_name = "DIR", default_value = ".")]

@@ -25,6 +25,52 @@ fn help_and_version_are_success_and_help_lists_the_codes() {
     assert!(!help.contains("demo-engine") && !help.contains("bench-peer"), "{help}");
 }
 
+/// The words of a line that the next line could have begun with do not fit it, unless a paragraph ends there.
+fn assert_well_wrapped(help: &str, width: usize, of: &str) {
+    let (_, after) = help.split_once("EXAMPLES:").unwrap();
+    // Lists have lines of their own; paragraphs are what else is there.
+    let mut is_list = true;
+    let mut before = "";
+    for line in after.lines() {
+        assert!(line.chars().count() <= width, "{of} is wider than {width}: {line}");
+        if let Some(heading) = line.strip_suffix(':').filter(|line| *line == line.to_uppercase()) {
+            is_list = heading != "SOCKETS";
+        } else if !line.is_empty() && !line.starts_with(' ') {
+            is_list = false;
+        }
+        let has_room = |word: &str| before.chars().count() + 1 + word.len() <= width;
+        let follows = !is_list && !before.is_empty() && !before.ends_with(':');
+        if let Some(word) = line.split_whitespace().next().filter(|_| follows) {
+            assert!(!has_room(word), "{of} has a ragged paragraph: {before:?}, {line:?}");
+        }
+        before = line;
+    }
+}
+
+#[test]
+fn help_is_wrapped_where_the_terminal_ends_and_its_examples_are_not() {
+    let examples = |help: &str| {
+        let (_, after) = help.split_once("EXAMPLES:\n").unwrap();
+        after.lines().take_while(|line| !line.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let all = ["", "demo", "serve", "ping", "call", "describe", "bench", "completions"];
+    for subcommand in all {
+        let help = |columns: &str| {
+            let mut command =
+                command(&[subcommand, "--help"][usize::from(subcommand.is_empty())..]);
+            run(command.env("COLUMNS", columns)).succeeds()
+        };
+        let (narrow, wide) = (help("80"), help("120"));
+        assert!(narrow.lines().all(|line| line.chars().count() <= 80), "{narrow}");
+        assert_well_wrapped(&narrow, 80, subcommand);
+        // Lines of more than a hundred characters are no pleasure to read.
+        assert_well_wrapped(&wide, 100, subcommand);
+        let whole = examples(&narrow);
+        assert!(whole.iter().all(|line| line.starts_with("  ")), "{narrow}");
+        assert_eq!(whole, examples(&wide));
+    }
+}
+
 #[test]
 fn wrong_command_line_is_2() {
     for args in [

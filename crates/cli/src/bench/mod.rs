@@ -32,19 +32,19 @@ use self::report::{About, Part, Report};
 /// What to measure, and how.
 #[derive(Parser, Debug)]
 #[command(after_help = "EXAMPLES:
-  lapwing bench rtt                                  64-byte calls, blocking, spinning
-  lapwing bench rtt --api tokio --spin adaptive      the same from tokio, adaptive
-  lapwing bench rtt --spin never --json              sleeping sides, one JSON object a line
-  lapwing bench oneway --payload 64                  messages without a reply
-  lapwing bench pipelined --in-flight 64             many calls in flight
-  lapwing bench typed                                typed calls with a deadline, beside calls of bytes
-  lapwing bench stream                               items of one reply
-  lapwing bench mixed --ring 4194304                 one-way messages of 100 B to 100 KB, in order
-  lapwing bench echo                                 1 MiB there and back, against bare copies
-  lapwing bench in-place                             1 MiB there and back, which nobody copies
-  lapwing bench chunks --every-ns 5000               how long an item of a stream is on its way
-  lapwing bench stalled                              calls beside a stream that nobody reads
-  lapwing bench burst                                the server's memory after 100 messages of 5 MB
+  lapwing bench rtt                              64-byte calls, blocking
+  lapwing bench rtt --api tokio --spin adaptive  the same from tokio
+  lapwing bench rtt --spin never --json          both sides sleep; JSON lines
+  lapwing bench oneway --payload 64              messages without a reply
+  lapwing bench pipelined --in-flight 64         many calls in flight
+  lapwing bench typed                            typed calls with a deadline
+  lapwing bench stream                           items of one reply
+  lapwing bench mixed --ring 4194304             messages of 100 B to 100 KB
+  lapwing bench echo                             1 MiB there and back, copied
+  lapwing bench in-place                         the same, copied by nobody
+  lapwing bench chunks --every-ns 5000           how long an item is on its way
+  lapwing bench stalled                          calls beside a stalled stream
+  lapwing bench burst                            memory after 100 times 5 MB
 
 Figures are medians over rounds; ratios are to what was taken in the same round.")]
 pub(crate) struct Args {

@@ -35,14 +35,16 @@ use crate::method::{self, Answer, Found};
   lapwing call fs.write @draft.md --metadata request='{\"path\": \"notes.md\"}'
   jq -n --rawfile patch fix.diff '{$patch}' | lapwing call fs.apply_patch -
 
-Requests and replies are JSON here, whatever the method's codec; `lapwing describe METHOD` says what it
-takes. Only a method of codec raw has no JSON: it takes and gives its bytes as they are.
+Requests and replies are JSON here, whatever the method's codec; `lapwing describe METHOD` says \
+what it takes. Only what it says to be bytes has no JSON: it is sent and printed as it is.
 
-A method that takes a stream is sent each line of its input as an item, while they come and at the
-server's pace; the end of the input ends that stream. Items that are not JSON are sent with their line
-ends, so that nothing of the input is lost. One that answers with a stream prints each item on
-a line as it comes, items of bytes as they are. A reply that is JSON is indented on a terminal and one line elsewhere; other replies
-are printed as they are. When the server answers with an error, the exit code is 5.")]
+A method that takes a stream is sent each line of its input as an item, while they come and at the \
+server's pace; the end of the input ends that stream. Items that are not JSON are sent with their \
+line ends, so that nothing of the input is lost. One that answers with a stream prints each item on \
+a line as it comes, items of bytes as they are.
+
+A reply that is JSON is indented on a terminal and one line elsewhere; other replies are printed as \
+they are. When the server answers with an error, the exit code is 5.")]
 pub(crate) struct Args {
     /// A name that `lapwing describe` lists, or a number such as 0x0310.
     #[arg(value_name = "METHOD")]

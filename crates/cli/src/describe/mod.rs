@@ -16,12 +16,13 @@ use crate::output::{self, HEADING, NAME, Out, plain, styled};
 #[derive(clap::Args, Debug)]
 #[command(after_help = "EXAMPLES:
   lapwing describe
-  lapwing describe fs.search                what it takes and gives, field by field
+  lapwing describe fs.search          what it takes and gives
   lapwing describe --name engine
   lapwing describe --json | jq -r '.[].name'
   lapwing describe fs.search --json | jq .request_schema
 
-What a method takes and gives is known where its server has JSON Schema for it, or where it is bytes.")]
+What a method takes and gives is known where its server has JSON Schema for it, or where it is \
+bytes.")]
 pub(crate) struct Args {
     /// One method to say all of: its name, or a number such as 0x0310.
     #[arg(value_name = "METHOD")]
