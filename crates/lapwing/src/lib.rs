@@ -86,3 +86,8 @@ pub use server::{
     Reply, Request, Route, RouteError, ServeError, ServerLimits, ServerStats, Sink, Source,
     TrySendError,
 };
+
+/// The programs of the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
