@@ -25,11 +25,11 @@ fn demo_works_on_the_current_directory_and_prints_the_table() {
     fs::create_dir(place.root.path().join("folder")).unwrap();
     let output = run(&mut demo(&place)).succeeds();
     for part in [
-        "fs.list: 2 files in 1 directory, 230 000 bytes; 1 reply",
+        "fs.list.page: 2 files in 1 directory, 230 000 bytes; 1 reply",
         "fs.read main.rs\n",
         "230 000 bytes, CRC-32 ",
         ", the same",
-        r"fs.search \bmain\b: the first 200 lines in 1 file of ",
+        r"fs.search.page \bmain\b: the first 200 lines in 1 file of ",
         "main.rs:1: fn main() { /* ü */ }",
         "fs.read ../secret: PermissionDenied",
         "64-byte round trip  ",
@@ -52,7 +52,7 @@ fn demo_works_on_the_current_directory_and_prints_the_table() {
 fn demo_works_on_an_empty_directory_and_finds_nothing() {
     let place = Place::of(&[]);
     let output = run(demo(&place).args(["--pattern", "never"])).succeeds();
-    for part in ["0 files in 0 directories", "no file here", "fs.search never: 0 lines"] {
+    for part in ["0 files in 0 directories", "no file here", "fs.search.page never: 0 lines"] {
         assert!(output.contains(part), "no {part:?} in\n{output}");
     }
 }
@@ -71,7 +71,7 @@ fn demo_reads_what_is_not_text() {
 fn demo_says_what_is_wrong_with_its_pattern_and_ends() {
     let place = Place::of(&[]);
     let ended = run(demo(&place).args(["--pattern", "("]));
-    ended.fails(5, "fs.search failed with InvalidArgument: the search pattern cannot be used");
+    ended.fails(5, "fs.search.page failed with InvalidArgument: the search pattern cannot be used");
     assert_eq!(left_behind(&place), [""; 0]);
 }
 

@@ -98,7 +98,7 @@ fn wrong_command_line_is_2() {
 fn output_that_cannot_be_written_is_1() {
     let place = Place::of(&[]);
     let _server = place.serve();
-    for args in [&["describe"][..], &["call", "fs.list"], &["ping", "-c", "1"]] {
+    for args in [&["describe"][..], &["call", "fs.list.page"], &["ping", "-c", "1"]] {
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let ended = run(place.client(args).stdout(Stdio::from(full)));
         ended.fails(1, "could not write the output");
@@ -120,8 +120,8 @@ fn error_status_is_5_and_names_its_code() {
 fn time_that_is_over_is_9() {
     let place = Place::of(&[]);
     let _server = place.serve();
-    let late = place.lapwing(&["call", "fs.list", "--timeout-ms", "0"]);
-    late.fails(9, "fs.list failed: the call's time was over before its reply came");
+    let late = place.lapwing(&["call", "fs.list.page", "--timeout-ms", "0"]);
+    late.fails(9, "fs.list.page failed: the call's time was over before its reply came");
 }
 
 #[test]
@@ -129,18 +129,19 @@ fn input_that_cannot_be_used_is_7() {
     let place = Place::of(&[]);
     let _server = place.serve();
     let call = |args: &[&str]| place.lapwing(&[&["call"], args].concat());
-    call(&["fs.list", "{\"path\""]).fails(7, "not JSON: EOF while parsing an object at line 1");
-    call(&["fs.list", "@/no/such/file"]).fails(7, "cannot read /no/such/file");
+    call(&["fs.list.page", "{\"path\""])
+        .fails(7, "not JSON: EOF while parsing an object at line 1");
+    call(&["fs.list.page", "@/no/such/file"]).fails(7, "cannot read /no/such/file");
     call(&["fs.move"]).fails(
         7,
-        "no method 'fs.move'; it has fs.apply_patch, fs.list, fs.list.stream, fs.read, fs.read.raw, \
-         fs.search, fs.search.stream, fs.watch, fs.write, fs.write.stream",
+        "no method 'fs.move'; it has fs.apply_patch, fs.list, fs.list.page, fs.read, fs.read.raw, \
+         fs.search, fs.search.page, fs.watch, fs.write, fs.write.stream",
     );
     call(&["0x00FF"]).fails(7, "use 0x0100 to 0xFFFF");
-    call(&["fs.list", "--raw", "{"]).fails(5, "InvalidArgument");
+    call(&["fs.list.page", "--raw", "{"]).fails(5, "InvalidArgument");
     let large = place.sockets.path().join("large.json");
     std::fs::write(&large, format!("\"{}\"", "x".repeat(10 << 20))).unwrap();
-    call(&["fs.list", &format!("@{}", large.display())])
+    call(&["fs.list.page", &format!("@{}", large.display())])
         .fails(7, "longer than this connection takes");
     lapwing(&["serve", "--root", "/no/such/directory"]).fails(7, "/no/such/directory");
     lapwing(&["demo", "--root", "/dev/null"]).fails(7, "cannot serve the directory /dev/null");
@@ -153,7 +154,7 @@ fn file_of_a_request_that_cannot_be_read_is_7_and_says_why() {
     let folder = place.root.path().to_str().unwrap();
     // One request, and items of a stream.
     for (method, metadata) in
-        [("fs.search", "a=b"), ("fs.write.stream", "request={\"path\": \"a\"}")]
+        [("fs.search.page", "a=b"), ("fs.write.stream", "request={\"path\": \"a\"}")]
     {
         let call = |file: &str| {
             place.lapwing(&["call", method, &format!("@{file}"), "--metadata", metadata])
@@ -182,7 +183,7 @@ fn directory_that_cannot_be_served_is_said_without_a_word_of_workspaces() {
 fn request_that_is_not_json_is_advised_to_be_raw_only_where_that_can_help() {
     let place = Place::of(&[]);
     let _server = place.serve();
-    let wrong = place.lapwing(&["call", "fs.list", "{path: 1}"]);
+    let wrong = place.lapwing(&["call", "fs.list.page", "{path: 1}"]);
     wrong.fails(7, "the request is not JSON: key must be a string at line 1 column 2");
     assert!(wrong.stderr.ends_with("; mend it\n"), "{wrong:?}");
 }
@@ -192,7 +193,7 @@ fn connection_that_is_lost_is_6() {
     let place = Place::of(&[]);
     place.fill(300);
     let server = place.serve();
-    let waiting = place.client(&["call", "fs.search", SLOW_PATTERN]).spawn().unwrap();
+    let waiting = place.client(&["call", "fs.search.page", SLOW_PATTERN]).spawn().unwrap();
     server.until_busy();
     server.kill();
     finish(waiting).fails(6, "the server is gone; the server may have executed the call");
@@ -243,7 +244,7 @@ fn broken_pipe_is_success_without_a_word() {
         drop(reader);
         run(command.stdout(writer)).succeeds();
     };
-    for args in [&["call", "fs.list"][..], &["describe"], &["describe", "--json"], &["ping"]] {
+    for args in [&["call", "fs.list.page"][..], &["describe"], &["describe", "--json"], &["ping"]] {
         unread(&mut place.client(args));
     }
     for args in [&["completions", "bash"][..], &["--help"], &["demo"]] {

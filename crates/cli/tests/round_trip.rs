@@ -19,14 +19,14 @@ fn call_lists_reads_and_searches_by_name_and_number() {
     let place = Place::of(&[("a.txt", "one\ntwo\n"), ("b.txt", "two\n")]);
     let _server = place.serve();
 
-    let listed = place.lapwing(&["call", "fs.list"]).succeeds();
+    let listed = place.lapwing(&["call", "fs.list.page"]).succeeds();
     assert_eq!(listed.lines().count(), 1, "a pipe gets one line");
     assert_eq!(json_of(&listed)["entries"][1]["path"], "b.txt");
 
     let read = place.lapwing(&["call", "0x0301", r#"{"path": "a.txt"}"#]).succeeds();
     assert_eq!(json_of(&read)["content"], "one\ntwo\n");
 
-    let found = place.lapwing(&["call", "784", r#"{"pattern": "two"}"#]).succeeds();
+    let found = place.lapwing(&["call", "785", r#"{"pattern": "two"}"#]).succeeds();
     assert_eq!(json_of(&found)["matches"].as_array().unwrap().len(), 2);
 }
 
@@ -38,10 +38,10 @@ fn call_takes_its_request_from_a_file_and_from_standard_input() {
     fs::write(&query, "{\"pattern\":\n \"needle\"}\n").unwrap();
 
     let file = format!("@{}", query.display());
-    let found = place.lapwing(&["call", "fs.search", &file]).succeeds();
+    let found = place.lapwing(&["call", "fs.search.page", &file]).succeeds();
     assert_eq!(json_of(&found)["matches"][0]["line_number"], 1);
 
-    let mut command = place.client(&["call", "fs.search", "-"]);
+    let mut command = place.client(&["call", "fs.search.page", "-"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(br#"{"pattern": "needle"}"#).unwrap();
     assert_eq!(finish(child).succeeds(), found);
@@ -51,22 +51,22 @@ fn call_takes_its_request_from_a_file_and_from_standard_input() {
 fn call_of_a_stream_prints_an_item_a_line() {
     let place = Place::of(&[("a.txt", "a needle\n"), ("b.txt", "no\nneedles\n")]);
     let _server = place.serve();
-    for method in ["fs.search.stream", "0x0311"] {
+    for method in ["fs.search", "0x0310"] {
         let found = place.lapwing(&["call", method, r#"{"pattern": "needle"}"#]).succeeds();
         let lines: Vec<_> = found.lines().map(json_of).collect();
         assert_eq!(lines.len(), 2);
         assert_eq!((&lines[0]["path"], &lines[0]["line_number"]), (&"a.txt".into(), &1.into()));
         assert_eq!((&lines[1]["path"], &lines[1]["line_number"]), (&"b.txt".into(), &2.into()));
     }
-    place.lapwing(&["call", "fs.search.stream", r#"{"pattern": "("}"#]).fails(5, "InvalidArgument");
+    place.lapwing(&["call", "fs.search", r#"{"pattern": "("}"#]).fails(5, "InvalidArgument");
 }
 
 #[test]
 fn call_one_way_prints_nothing() {
     let place = Place::of(&[]);
     let _server = place.serve();
-    assert_eq!(place.lapwing(&["call", "fs.list", "--one-way"]).succeeds(), "");
-    assert_eq!(place.lapwing(&["call", "0x0300", "--one-way"]).succeeds(), "");
+    assert_eq!(place.lapwing(&["call", "fs.list.page", "--one-way"]).succeeds(), "");
+    assert_eq!(place.lapwing(&["call", "0x0302", "--one-way"]).succeeds(), "");
 }
 
 #[test]
@@ -86,26 +86,26 @@ fn describe_prints_a_table_and_json() {
     let table = place.lapwing(&["describe"]).succeeds();
     assert_eq!(
         table,
-        "KIND    NAME              SHAPE          CODEC\n\
-         0x0300  fs.list           unary          json\n\
-         0x0301  fs.read           unary          json\n\
-         0x0302  fs.list.stream    server-stream  json\n\
-         0x0303  fs.read.raw       unary          raw\n\
-         0x0304  fs.write          unary          raw/json\n\
-         0x0305  fs.apply_patch    unary          json\n\
-         0x0306  fs.watch          server-stream  json\n\
-         0x0307  fs.write.stream   client-stream  raw/json\n\
-         0x0310  fs.search         unary          json\n\
-         0x0311  fs.search.stream  server-stream  json\n"
+        "KIND    NAME             SHAPE          CODEC\n\
+         0x0300  fs.list          server-stream  json\n\
+         0x0301  fs.read          unary          json\n\
+         0x0302  fs.list.page     unary          json\n\
+         0x0303  fs.read.raw      unary          raw\n\
+         0x0304  fs.write         unary          raw/json\n\
+         0x0305  fs.apply_patch   unary          json\n\
+         0x0306  fs.watch         server-stream  json\n\
+         0x0307  fs.write.stream  client-stream  raw/json\n\
+         0x0310  fs.search        server-stream  json\n\
+         0x0311  fs.search.page   unary          json\n"
     );
     let methods = json_of(&place.lapwing(&["describe", "--json"]).succeeds());
-    let search = &methods[8];
+    let search = &methods[9];
     let told = json!([search["kind"], search["name"], search["shape"], search["codec"]]);
-    assert_eq!(told, json!([784, "fs.search", "unary", "json"]));
+    assert_eq!(told, json!([785, "fs.search.page", "unary", "json"]));
     assert_eq!(search["request_schema"]["required"], json!(["pattern"]));
-    let search = place.lapwing(&["describe", "fs.search"]).succeeds();
+    let search = place.lapwing(&["describe", "fs.search.page"]).succeeds();
     for line in [
-        "fs.search  0x0310  unary  json",
+        "fs.search.page  0x0311  unary  json",
         "  SearchRequest: object",
         "    path              string          (default \".\") The file or directory to search, relative to the root; `\".\"` by default.",
         "    matches              array of Match  (required) The matches: at most one a line.",
@@ -249,7 +249,7 @@ fn server_and_clients_meet_by_default_and_by_name() {
         };
         let mut serve = in_runtime_directory(&["serve"]);
         let _server = Server::start(serve.current_dir(place.root.path()));
-        let listed = run(&mut in_runtime_directory(&["call", "fs.list"])).succeeds();
+        let listed = run(&mut in_runtime_directory(&["call", "fs.list.page"])).succeeds();
         assert!(listed.contains(r#""path":"a""#), "{listed}");
         let file = if name.is_empty() { "lapwing.sock" } else { "other.sock" };
         assert!(place.sockets.path().join("lapwing").join(file).exists());

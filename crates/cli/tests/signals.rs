@@ -33,7 +33,7 @@ fn running_call_is_answered_before_the_server_ends() {
     let place = Place::of(&[]);
     place.fill(2);
     let mut server = place.serve();
-    let call = place.client(&["call", "fs.search", SLOW_PATTERN]).spawn().unwrap();
+    let call = place.client(&["call", "fs.search.page", SLOW_PATTERN]).spawn().unwrap();
     server.until_busy();
     signal(&server.child, Signal::TERM);
     assert!(finish(call).succeeds().contains("\"files_searched\":2"));
@@ -62,7 +62,7 @@ fn second_signal_ends_the_server_at_once() {
     let place = Place::of(&[]);
     place.fill(300);
     let mut server = place.serve();
-    let call = place.client(&["call", "fs.search", SLOW_PATTERN]).spawn().unwrap();
+    let call = place.client(&["call", "fs.search.page", SLOW_PATTERN]).spawn().unwrap();
     server.until_busy();
     signal(&server.child, Signal::TERM);
     let line = server.line();

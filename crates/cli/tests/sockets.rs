@@ -15,7 +15,7 @@ fn mode(path: &Path, mode: u32) {
 #[test]
 fn missing_socket_is_said_by_every_client() {
     let place = Place::of(&[]);
-    for args in [&["ping"][..], &["describe"], &["call", "fs.list"], &["call", "0x0300"]] {
+    for args in [&["ping"][..], &["describe"], &["call", "fs.list.page"], &["call", "0x0302"]] {
         place.lapwing(args).fails(3, "start the server or check the path");
         place.lapwing(args).fails(3, "(`lapwing serve` starts one that serves files)");
     }
@@ -131,7 +131,7 @@ fn bad_runtime_directory_is_said_by_its_variable_to_clients_and_servers() {
         let mut command = common::command(args);
         run(command.env("XDG_RUNTIME_DIR", runtime_directory).current_dir(place.root.path()))
     };
-    let clients = [&["ping"][..], &["describe"], &["call", "fs.list"]];
+    let clients = [&["ping"][..], &["describe"], &["call", "fs.list.page"]];
     for bad in ["missing", "file"] {
         let bad = folder.join(bad);
         for args in clients {
@@ -182,5 +182,5 @@ fn client_of_what_is_no_socket_is_told_what_it_is() {
     folder.fails(3, "is not a socket but a directory; give the path of a server's socket");
     fs::remove_dir(place.socket()).unwrap();
     fs::write(place.socket(), "mine").unwrap();
-    place.lapwing(&["call", "fs.list"]).fails(3, "is not a socket but a regular file; give");
+    place.lapwing(&["call", "fs.list.page"]).fails(3, "is not a socket but a regular file; give");
 }

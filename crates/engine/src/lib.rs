@@ -80,16 +80,18 @@ pub use types::{
 };
 pub use workspace::Workspace;
 
-/// Number and name of the method that lists a directory: [`ListRequest`] to [`ListReply`].
-pub const FS_LIST: (u16, &str) = (0x0300, "fs.list");
-
 /// The method that lists a directory as a stream: every [`Entry`] as it is found.
-pub const FS_LIST_STREAM: ServerStream<ListRequest, Entry, Json> =
-    ServerStream::new(0x0302, "fs.list.stream");
+pub const FS_LIST: ServerStream<ListRequest, Entry, Json> = ServerStream::new(0x0300, "fs.list");
+
+/// Number and name of the method that lists a directory a page at a time: [`ListRequest`] to [`ListReply`].
+pub const FS_LIST_PAGE: (u16, &str) = (0x0302, "fs.list.page");
 
 /// The method that searches the tree as a stream: every [`Match`] as it is found.
-pub const FS_SEARCH_STREAM: ServerStream<SearchRequest, Match, Json> =
-    ServerStream::new(0x0311, "fs.search.stream");
+pub const FS_SEARCH: ServerStream<SearchRequest, Match, Json> =
+    ServerStream::new(0x0310, "fs.search");
+
+/// Number and name of the method that searches the tree a page at a time: [`SearchRequest`] to [`SearchReply`].
+pub const FS_SEARCH_PAGE: (u16, &str) = (0x0311, "fs.search.page");
 
 /// Number and name of the method that reads a range of a file: [`ReadRequest`] to [`ReadReply`].
 pub const FS_READ: (u16, &str) = (0x0301, "fs.read");
@@ -117,6 +119,3 @@ pub const FS_APPLY_PATCH: (u16, &str) = (0x0305, "fs.apply_patch");
 /// The method that tells of changes below a directory until it is cancelled.
 pub const FS_WATCH: ServerStream<WatchRequest, Change, Json> =
     ServerStream::new(0x0306, "fs.watch");
-
-/// Number and name of the method that searches the tree: [`SearchRequest`] to [`SearchReply`].
-pub const FS_SEARCH: (u16, &str) = (0x0310, "fs.search");

@@ -1,4 +1,4 @@
-//! `fs.list`: the names of a tree, a page at a time.
+//! `fs.list.page`: the names of a tree, a page at a time.
 
 use crate::cursor::{self, Fingerprint, Method};
 use crate::error::WorkspaceError;

@@ -26,7 +26,7 @@ use crate::types::{
 };
 use crate::workspace::Workspace;
 use crate::{
-    FS_APPLY_PATCH, FS_LIST, FS_LIST_STREAM, FS_READ, FS_READ_RAW, FS_SEARCH, FS_SEARCH_STREAM,
+    FS_APPLY_PATCH, FS_LIST, FS_LIST_PAGE, FS_READ, FS_READ_RAW, FS_SEARCH, FS_SEARCH_PAGE,
     FS_WATCH, FS_WRITE, FS_WRITE_STREAM, REQUEST_KEY,
 };
 
@@ -55,7 +55,7 @@ const READS_MAX: u32 = 8;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
 /// use lapwing::{IpcClient, IpcServer};
-/// use lapwing_engine::{FS_LIST, Workspace, add_routes};
+/// use lapwing_engine::{FS_LIST_PAGE, Workspace, add_routes};
 ///
 /// # let folder = tempfile::tempdir()?;
 /// # std::fs::write(folder.path().join("hello.txt"), "hello")?;
@@ -64,7 +64,7 @@ const READS_MAX: u32 = 8;
 /// let server = add_routes(IpcServer::builder().bind(&path)?, workspace).serve()?;
 ///
 /// let client = IpcClient::connect(&path).await?;
-/// let reply = client.call_raw(FS_LIST.0, br#"{"recursive": false}"#).await?;
+/// let reply = client.call_raw(FS_LIST_PAGE.0, br#"{"recursive": false}"#).await?;
 /// let reply: lapwing_engine::ListReply = serde_json::from_slice(&reply)?;
 /// assert!(reply.entries.iter().any(|entry| entry.path == "hello.txt"));
 /// # server.shutdown().await;
@@ -82,19 +82,19 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
     let (read_raw, write, write_stream) = (rooms.clone(), rooms.clone(), rooms.clone());
     let patch = rooms;
     builder
-        .route_raw(FS_LIST.0, FS_LIST.1, move |request: Request| {
+        .route_raw(FS_LIST_PAGE.0, FS_LIST_PAGE.1, move |request: Request| {
             list.clone().answer(request, |workspace, asked, max, _| workspace.list(asked, max))
         })
         .route_raw(FS_READ.0, FS_READ.1, move |request: Request| {
             read.clone().answer(request, |workspace, asked, max, _| workspace.read(asked, max))
         })
-        .route_raw(FS_SEARCH.0, FS_SEARCH.1, move |request: Request| {
+        .route_raw(FS_SEARCH_PAGE.0, FS_SEARCH_PAGE.1, move |request: Request| {
             search.clone().answer(request, Workspace::search)
         })
-        .route(FS_LIST_STREAM, move |call: Call, asked, entries| {
+        .route(FS_LIST, move |call: Call, asked, entries| {
             list_stream.clone().stream(call, asked, entries, Workspace::list_each)
         })
-        .route(FS_SEARCH_STREAM, move |call: Call, asked, matches| {
+        .route(FS_SEARCH, move |call: Call, asked, matches| {
             search_stream.clone().stream(call, asked, matches, Workspace::search_each)
         })
         .route_raw(FS_READ_RAW.kind(), FS_READ_RAW.name(), move |request: Request| {
@@ -110,13 +110,16 @@ pub fn add_routes(builder: Builder, workspace: Workspace) -> Builder {
                 .answer(request, |workspace, asked, _, stop| workspace.apply_patch(asked, stop))
         })
         .route(FS_WATCH, move |_: Call, asked, changes| watch.clone().watch(asked, changes))
-        .schema_of(Unary::<ListRequest, ListReply, Json>::new(FS_LIST.0, FS_LIST.1))
+        .schema_of(Unary::<ListRequest, ListReply, Json>::new(FS_LIST_PAGE.0, FS_LIST_PAGE.1))
         .schema_of(Unary::<ReadRequest, ReadReply, Json>::new(FS_READ.0, FS_READ.1))
-        .schema_of(Unary::<SearchRequest, SearchReply, Json>::new(FS_SEARCH.0, FS_SEARCH.1))
+        .schema_of(Unary::<SearchRequest, SearchReply, Json>::new(
+            FS_SEARCH_PAGE.0,
+            FS_SEARCH_PAGE.1,
+        ))
         .schema_of(Unary::<PatchRequest, PatchReply, Json>::new(FS_APPLY_PATCH.0, FS_APPLY_PATCH.1))
-        .schema_of(FS_LIST_STREAM)
+        .schema_of(FS_LIST)
         .schema_of(FS_WATCH)
-        .schema_of(FS_SEARCH_STREAM)
+        .schema_of(FS_SEARCH)
         .schema_of(Unary::<ReadRequest, Payload, Raw>::new(FS_READ_RAW.kind(), FS_READ_RAW.name()))
         .schema_of(Unary::<NewContent, WriteReply, BytesThenJson>::new(
             FS_WRITE.kind(),
@@ -386,7 +389,7 @@ mod tests {
     fn request() -> Request {
         let credentials = PeerCredentials { uid: 0, gid: 0, pid: 1 };
         let caller = Caller { connection_id: 1, credentials, program: String::new() };
-        Request::new(FS_LIST.0, Payload::empty(), Arc::new(caller))
+        Request::new(FS_LIST_PAGE.0, Payload::empty(), Arc::new(caller))
     }
 
     fn until_stopped(

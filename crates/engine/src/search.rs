@@ -1,4 +1,4 @@
-//! `fs.search`: the lines of a tree that match a regular expression, a page at a time.
+//! `fs.search.page`: the lines of a tree that match a regular expression, a page at a time.
 
 use std::cell::Cell;
 use std::io::{self, Read};
@@ -95,7 +95,7 @@ impl Workspace {
     }
 }
 
-/// One call of `fs.search` at work.
+/// One call of `fs.search.page` at work.
 struct Search<'a> {
     workspace: &'a Workspace,
     matcher: RegexMatcher,

@@ -7,7 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use common::{Served, Tree};
-use lapwing_engine::{FS_SEARCH, FS_SEARCH_STREAM, SearchRequest, WorkspaceStats};
+use lapwing_engine::{FS_SEARCH, FS_SEARCH_PAGE, SearchRequest, WorkspaceStats};
 
 /// What the work should take to stop. The tests print what it took, and fail far above, because the
 /// machine may be busy with other things.
@@ -41,7 +41,7 @@ impl Served {
         let mut times = Vec::new();
         for round in 0..ROUNDS {
             let before = progress(self.stats());
-            let matches = self.client.stream(FS_SEARCH_STREAM, request).await.unwrap();
+            let matches = self.client.stream(FS_SEARCH, request).await.unwrap();
             let is_far = |now| progress(now) - before >= (round as u64).min(progress(now));
             self.until("the search is at work", |now| now.working == 1 && is_far(now)).await;
             let begun = Instant::now();
@@ -76,7 +76,8 @@ async fn cancelled_search_of_a_large_tree_stops() {
     // The search was cut: it had not gone through the tree.
     let visited = served.stats().names_visited;
     assert!(visited < 12_060 * ROUNDS as u64, "{visited} names are all of them each time");
-    let whole = served.client.call_raw(FS_SEARCH.0, br#"{"pattern": "nowhere to be found"}"#).await;
+    let whole =
+        served.client.call_raw(FS_SEARCH_PAGE.0, br#"{"pattern": "nowhere to be found"}"#).await;
     assert!(whole.is_ok(), "and a search that nobody cancels goes through it: {whole:?}");
     assert_eq!(served.stats().names_visited - visited, 12_060);
 }
@@ -110,7 +111,7 @@ async fn cancelled_page_of_a_search_stops_too() {
     let request = br#"{"pattern": "(a|b)*[abc]{3}(b|a){9}c"}"#;
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
-        let mut call = Box::pin(served.client.call_raw(FS_SEARCH.0, request));
+        let mut call = Box::pin(served.client.call_raw(FS_SEARCH_PAGE.0, request));
         let waited = tokio::time::timeout(Duration::from_millis(20), &mut call).await;
         assert!(waited.is_err(), "the search is over before it was cancelled");
         served.until("the search is at work", |now| now.working == 1).await;

@@ -1,4 +1,4 @@
-//! Behaviour of `fs.list`.
+//! Behaviour of `fs.list.page`.
 
 mod common;
 

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use common::Tree;
 use lapwing::{CallError, Code, IpcClient, IpcServer, Payload};
 use lapwing_engine::{
-    DEPTH_MAX, FS_APPLY_PATCH, FS_LIST, FS_LIST_STREAM, FS_READ, FS_READ_RAW, FS_SEARCH,
-    FS_SEARCH_STREAM, FS_WATCH, FS_WRITE, FS_WRITE_STREAM, LINE_BYTES_MAX, ListReply, ListRequest,
+    DEPTH_MAX, FS_APPLY_PATCH, FS_LIST, FS_LIST_PAGE, FS_READ, FS_READ_RAW, FS_SEARCH,
+    FS_SEARCH_PAGE, FS_WATCH, FS_WRITE, FS_WRITE_STREAM, LINE_BYTES_MAX, ListReply, ListRequest,
     MATCHES_DEFAULT, MATCHES_MAX, REQUEST_KEY, ReadReply, STREAMS_PER_CONNECTION_MAX, SearchReply,
     SearchRequest, TEXT_BYTES_MAX, WriteRequest, add_routes,
 };
@@ -50,7 +50,7 @@ impl Served {
 #[tokio::test]
 async fn methods_answer_through_a_server_as_they_do_directly() {
     let served = Served::of(&[("a/x.txt", b"one\ntwo\n"), ("b.txt", b"two\n")]).await;
-    let reply = served.call(FS_LIST, &json!({})).await.unwrap();
+    let reply = served.call(FS_LIST_PAGE, &json!({})).await.unwrap();
     let reply: ListReply = serde_json::from_slice(&reply).unwrap();
     assert_eq!(reply, served.tree.list(&ListRequest::default()).unwrap());
 
@@ -58,7 +58,7 @@ async fn methods_answer_through_a_server_as_they_do_directly() {
     let reply: ReadReply = serde_json::from_slice(&reply.unwrap()).unwrap();
     assert_eq!((reply.content.as_str(), reply.end), ("two\n", true));
 
-    let reply = served.call(FS_SEARCH, &json!({"pattern": "two"})).await.unwrap();
+    let reply = served.call(FS_SEARCH_PAGE, &json!({"pattern": "two"})).await.unwrap();
     let reply: SearchReply = serde_json::from_slice(&reply).unwrap();
     assert_eq!(reply, served.tree.search(&SearchRequest::pattern("two")).unwrap());
     assert_eq!(reply.matches.len(), 2);
@@ -70,15 +70,15 @@ async fn describe_names_the_methods() {
     let mut methods: Vec<_> = served.client.describe().await.unwrap();
     methods.sort_by_key(|method| method.kind);
     let named: Vec<_> = methods.iter().map(|method| (method.kind, method.name.as_str())).collect();
-    let list_stream = (FS_LIST_STREAM.kind(), FS_LIST_STREAM.name());
-    let search_stream = (FS_SEARCH_STREAM.kind(), FS_SEARCH_STREAM.name());
+    let list = (FS_LIST.kind(), FS_LIST.name());
+    let search = (FS_SEARCH.kind(), FS_SEARCH.name());
     let read_raw = (FS_READ_RAW.kind(), FS_READ_RAW.name());
     let write = (FS_WRITE.kind(), FS_WRITE.name());
     let watch = (FS_WATCH.kind(), FS_WATCH.name());
-    let reading = [FS_LIST, FS_READ, list_stream, read_raw];
+    let reading = [list, FS_READ, FS_LIST_PAGE, read_raw];
     let write_stream = (FS_WRITE_STREAM.kind(), FS_WRITE_STREAM.name());
     let changing = [write, FS_APPLY_PATCH, watch, write_stream];
-    assert_eq!(named, [&reading[..], &changing, &[FS_SEARCH, search_stream]].concat());
+    assert_eq!(named, [&reading[..], &changing, &[search, FS_SEARCH_PAGE]].concat());
 }
 
 #[tokio::test]
@@ -101,7 +101,7 @@ async fn describe_tells_the_schemas_of_every_method_in_json_and_they_fit_its_typ
             assert_eq!(told.count(), fields.len(), "{}: a field is not explained", method.name);
         }
     }
-    let search = served.client.describe_method(FS_SEARCH.0).await.unwrap();
+    let search = served.client.describe_method(FS_SEARCH_PAGE.0).await.unwrap();
     let request: Value = serde_json::from_str(&search.request_schema.unwrap()).unwrap();
     assert_eq!(request["required"], json!(["pattern"]));
     assert_eq!(request["properties"]["path"]["default"], ".");
@@ -161,7 +161,7 @@ async fn descriptions_say_the_limits_and_name_no_constant() {
 #[tokio::test]
 async fn empty_request_stands_for_an_empty_object() {
     let served = Served::of(&[("a", b"")]).await;
-    let reply = served.client.call_raw(FS_LIST.0, b"").await.unwrap();
+    let reply = served.client.call_raw(FS_LIST_PAGE.0, b"").await.unwrap();
     let reply: ListReply = serde_json::from_slice(&reply).unwrap();
     assert_eq!(reply.entries[0].path, "a");
     let (code, sentence) = served.refusal(FS_READ, b"").await;
@@ -185,7 +185,7 @@ async fn malformed_requests_are_invalid_arguments_that_say_where() {
         assert!(sentence.contains(part), "{sentence}");
     }
     let deep = [b'['; 20_000];
-    assert_eq!(served.refusal(FS_LIST, &deep).await.0, Code::InvalidArgument);
+    assert_eq!(served.refusal(FS_LIST_PAGE, &deep).await.0, Code::InvalidArgument);
     // The connection has borne all that.
     served.call(FS_READ, &json!({"path": "a"})).await.unwrap();
 }
@@ -200,9 +200,9 @@ async fn errors_have_the_code_of_their_class() {
         (FS_READ, json!({"path": "d"}), Code::FailedPrecondition),
         (FS_READ, json!({"path": "f", "offset_bytes": 9}), Code::OutOfRange),
         (FS_READ, json!({"path": "a\0b"}), Code::InvalidArgument),
-        (FS_LIST, json!({"path": "f"}), Code::FailedPrecondition),
-        (FS_LIST, json!({"cursor": "mine"}), Code::InvalidArgument),
-        (FS_SEARCH, json!({"pattern": "("}), Code::InvalidArgument),
+        (FS_LIST_PAGE, json!({"path": "f"}), Code::FailedPrecondition),
+        (FS_LIST_PAGE, json!({"cursor": "mine"}), Code::InvalidArgument),
+        (FS_SEARCH_PAGE, json!({"pattern": "("}), Code::InvalidArgument),
     ] {
         let refused = served.refusal(method, &serde_json::to_vec(&request).unwrap()).await;
         assert_eq!(refused.0, code, "{request}: {}", refused.1);
@@ -234,7 +234,9 @@ async fn many_calls_at_once_are_all_answered() {
     let served = Served::of(&[("a", b"needle\n")]).await;
     let calls = (0..100).map(|_| {
         let client = served.client.clone();
-        tokio::spawn(async move { client.call_raw(FS_SEARCH.0, br#"{"pattern":"needle"}"#).await })
+        tokio::spawn(
+            async move { client.call_raw(FS_SEARCH_PAGE.0, br#"{"pattern":"needle"}"#).await },
+        )
     });
     for call in calls.collect::<Vec<_>>() {
         let reply = call.await.unwrap().unwrap();
@@ -253,7 +255,7 @@ async fn streams_bring_what_the_pages_bring() {
     let served = Served::of(&files).await;
 
     let mut listed = Vec::new();
-    let mut entries = served.client.stream(FS_LIST_STREAM, &ListRequest::default()).await.unwrap();
+    let mut entries = served.client.stream(FS_LIST, &ListRequest::default()).await.unwrap();
     while let Some(entry) = entries.next().await {
         listed.push(entry.unwrap());
     }
@@ -261,7 +263,7 @@ async fn streams_bring_what_the_pages_bring() {
 
     let request = SearchRequest::pattern("needle");
     let mut found = Vec::new();
-    let mut matches = served.client.stream(FS_SEARCH_STREAM, &request).await.unwrap();
+    let mut matches = served.client.stream(FS_SEARCH, &request).await.unwrap();
     while let Some(item) = matches.next().await {
         found.push(item.unwrap());
     }
@@ -270,7 +272,7 @@ async fn streams_bring_what_the_pages_bring() {
     assert_eq!(found, served.tree.search(&whole).unwrap().matches);
 
     let bad = SearchRequest::pattern("(");
-    let mut matches = served.client.stream(FS_SEARCH_STREAM, &bad).await.unwrap();
+    let mut matches = served.client.stream(FS_SEARCH, &bad).await.unwrap();
     let error = matches.next().await.unwrap().unwrap_err();
     assert!(matches!(&error, CallError::Status(status) if status.code == Code::InvalidArgument));
     assert!(matches.next().await.is_none());
@@ -308,7 +310,7 @@ async fn streams_that_nobody_reads_stop_nobody_else() {
     while unread.len() <= 2 * cores || clients.len() < 2 {
         let client = IpcClient::connect(served.server.path()).await.unwrap();
         for _ in 0..STREAMS_PER_CONNECTION_MAX {
-            let mut entries = client.stream(FS_LIST_STREAM, &ListRequest::default()).await.unwrap();
+            let mut entries = client.stream(FS_LIST, &ListRequest::default()).await.unwrap();
             let first = tokio::time::timeout(Duration::from_secs(20), entries.next()).await;
             first.expect("streams that nobody reads hold every slot").unwrap().unwrap();
             unread.push(entries);
@@ -317,7 +319,7 @@ async fn streams_that_nobody_reads_stop_nobody_else() {
     }
     // One more of a connection is refused, with what to do; and everything else is answered.
     let search = SearchRequest::pattern("needle");
-    let mut matches = clients[0].stream(FS_SEARCH_STREAM, &search).await.unwrap();
+    let mut matches = clients[0].stream(FS_SEARCH, &search).await.unwrap();
     let error = matches.next().await.unwrap().unwrap_err();
     let CallError::Status(status) = error else { panic!("{error}") };
     assert_eq!(status.code, Code::ResourceExhausted);
@@ -342,7 +344,7 @@ async fn streams_that_nobody_reads_stop_nobody_else() {
         assert!(begun.elapsed() < Duration::from_secs(20), "threads wait on");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let mut matches = clients[0].stream(FS_SEARCH_STREAM, &search).await.unwrap();
+    let mut matches = clients[0].stream(FS_SEARCH, &search).await.unwrap();
     matches.next().await.unwrap().expect("there is room for another");
 }
 
@@ -358,7 +360,7 @@ async fn dropped_search_stops_its_work_at_once() {
     let served = Served::of(&files).await;
     let request = SearchRequest::pattern("needle|(a|b|c|d|e)+xyz");
     for _ in 0..3 {
-        let mut matches = served.client.stream(FS_SEARCH_STREAM, &request).await.unwrap();
+        let mut matches = served.client.stream(FS_SEARCH, &request).await.unwrap();
         assert_eq!(matches.next().await.unwrap().unwrap().line_number, 1);
         assert!(holds_open(served.tree.path()), "the search is at work");
         let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! Behaviour of `fs.search`.
+//! Behaviour of `fs.search.page`.
 
 mod common;
 

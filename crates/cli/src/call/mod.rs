@@ -29,7 +29,8 @@ use crate::method::{self, Answer, Found};
   lapwing call fs.list '{\"path\": \"src\", \"recursive\": false}'
   lapwing call fs.read '{\"path\": \"README.md\"}' | jq -r .content
   lapwing call fs.search @query.json
-  lapwing call fs.search.stream '{\"pattern\": \"TODO\"}' | head
+  lapwing call fs.search '{\"pattern\": \"TODO\"}' | head
+  lapwing call fs.search.page '{\"pattern\": \"TODO\"}' | jq .next
   echo '{\"pattern\": \"TODO\"}' | lapwing call 0x0310 -
   seq 10 | lapwing call numbers.sum --name calculator
   lapwing call fs.write @draft.md --metadata request='{\"path\": \"notes.md\"}'

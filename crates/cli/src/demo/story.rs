@@ -10,8 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use lapwing::{CallError, ClientOptions, Code, IpcClient};
 use lapwing_engine::{
-    Encoding, Entry, EntryKind, FS_LIST, FS_READ, FS_SEARCH, ListReply, ListRequest, ReadReply,
-    ReadRequest, SearchReply, SearchRequest,
+    Encoding, Entry, EntryKind, FS_LIST_PAGE, FS_READ, FS_SEARCH_PAGE, ListReply, ListRequest,
+    ReadReply, ReadRequest, SearchReply, SearchRequest,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -88,7 +88,7 @@ impl Editor<'_> {
         let mut request = ListRequest::default();
         while more && begun.elapsed() < STEP_BOUND {
             let left = STEP_BOUND.saturating_sub(begun.elapsed());
-            let reply = tokio::time::timeout(left, self.call(FS_LIST, &request)).await;
+            let reply = tokio::time::timeout(left, self.call(FS_LIST_PAGE, &request)).await;
             let Ok(reply) = reply else { break };
             let ListReply { entries: page, next, .. } = reply?;
             entries.extend(page);
@@ -101,7 +101,7 @@ impl Editor<'_> {
         screen.line(
             "list",
             format_args!(
-                "fs.list: {} in {}, {} bytes; {}, {}{}",
+                "fs.list.page: {} in {}, {} bytes; {}, {}{}",
                 counted(of(EntryKind::File), "file", "files"),
                 counted(of(EntryKind::Directory), "directory", "directories"),
                 grouped(bytes),
@@ -176,12 +176,12 @@ impl Editor<'_> {
     async fn search(&self, screen: &mut Screen, pattern: &str) -> anyhow::Result<()> {
         let begun = Instant::now();
         let request = SearchRequest::pattern(pattern);
-        let reply = tokio::time::timeout(STEP_BOUND, self.call(FS_SEARCH, &request)).await;
+        let reply = tokio::time::timeout(STEP_BOUND, self.call(FS_SEARCH_PAGE, &request)).await;
         let pattern = plain(pattern);
         let Ok(reply) = reply else {
             screen.line(
                 "search",
-                format_args!("fs.search {pattern}: given up after {}", duration(since(begun))),
+                format_args!("fs.search.page {pattern}: given up after {}", duration(since(begun))),
             )?;
             return Ok(());
         };
@@ -190,7 +190,7 @@ impl Editor<'_> {
         screen.line(
             "search",
             format_args!(
-                "fs.search {pattern}: {}{} in {} of {} searched, {}",
+                "fs.search.page {pattern}: {}{} in {} of {} searched, {}",
                 if reply.truncated { "the first " } else { "" },
                 counted(reply.matches.len() as u64, "line", "lines"),
                 counted(files.len() as u64, "file", "files"),
