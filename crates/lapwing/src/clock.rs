@@ -32,18 +32,30 @@ pub(crate) fn from_now(left: Duration) -> TimeLeft {
     TimeLeft { remaining_us: micros(left), sent_at_ns: platform::monotonic_tick_ns() }
 }
 
-/// What is left of a call's time on its way and in its queues. Exact where little is left, else within a tick.
-///
-/// One that says it was sent later than now has all that it says: its sender gains nothing by it.
+/// When a call ends that had so much time when it was sent, in nanoseconds of the clock.
 #[inline]
-pub(crate) fn left(remaining: Duration, sent_at_ns: u64) -> Duration {
-    let ends = sent_at_ns.saturating_add(nanos(remaining));
-    let tick = platform::monotonic_tick_ns();
-    let left = match ends.checked_sub(tick) {
+pub(crate) fn end(time: TimeLeft) -> u64 {
+    time.sent_at_ns.saturating_add(time.remaining_us.saturating_mul(1_000))
+}
+
+/// What is left of a call's time: exact where it is little, else within a tick.
+#[inline]
+pub(crate) fn left(ends_at_ns: u64) -> Duration {
+    let left = match ends_at_ns.checked_sub(platform::monotonic_tick_ns()) {
         Some(left) if left > nanos(TICK) => left,
-        _ => ends.saturating_sub(platform::monotonic_ns()),
+        _ => ends_at_ns.saturating_sub(platform::monotonic_ns()),
     };
-    Duration::from_nanos(left).min(remaining)
+    Duration::from_nanos(left)
+}
+
+/// The same time on the clock of this process; `None` is too far for it.
+#[inline]
+pub(crate) fn instant(at_ns: u64) -> Option<Instant> {
+    let (origin, origin_ns) = *ORIGIN;
+    match at_ns.checked_sub(origin_ns) {
+        Some(after) => origin.checked_add(Duration::from_nanos(after)),
+        None => origin.checked_sub(Duration::from_nanos(origin_ns - at_ns)),
+    }
 }
 
 #[inline]
@@ -67,33 +79,25 @@ mod tests {
         platform::monotonic_ns() - nanos(time)
     }
 
+    fn left_of(remaining: Duration, sent_at_ns: u64) -> Duration {
+        left(end(TimeLeft { remaining_us: micros(remaining), sent_at_ns }))
+    }
+
     #[test]
     fn time_that_a_call_has_waited_is_taken_off() {
-        let half = left(SECOND, sent_before(SECOND / 2));
+        let half = left_of(SECOND, sent_before(SECOND / 2));
         assert!(half <= SECOND / 2 + TICK && half > SECOND / 4, "{half:?}");
-        assert_eq!(left(SECOND, sent_before(SECOND)), Duration::ZERO);
-        assert_eq!(left(SECOND, 0), Duration::ZERO);
-        assert_eq!(left(Duration::ZERO, sent_before(Duration::ZERO)), Duration::ZERO);
+        assert_eq!(left_of(SECOND, sent_before(SECOND)), Duration::ZERO);
+        assert_eq!(left_of(SECOND, 0), Duration::ZERO);
+        assert_eq!(left_of(Duration::ZERO, sent_before(Duration::ZERO)), Duration::ZERO);
+        assert!(left_of(Duration::MAX, u64::MAX) > SECOND);
     }
 
     #[test]
     fn little_time_is_exact_to_less_than_a_tick() {
         let short = TICK / 4;
-        assert!(left(short, sent_before(Duration::ZERO)) <= short);
-        assert_eq!(left(short, sent_before(short + Duration::from_micros(1))), Duration::ZERO);
-    }
-
-    #[test]
-    fn one_sent_in_the_future_has_no_more_than_it_says() {
-        assert_eq!(left(SECOND, platform::monotonic_ns() + nanos(SECOND)), SECOND);
-        assert_eq!(left(SECOND, u64::MAX), SECOND);
-        assert!(left(Duration::MAX, u64::MAX) > SECOND);
-    }
-
-    #[test]
-    fn process_shares_its_clock_with_itself_and_with_no_process_that_is_not_there() {
-        assert!(platform::shares_clock(std::process::id().cast_signed()));
-        assert!(!platform::shares_clock(i32::MAX));
+        assert!(left_of(short, sent_before(Duration::ZERO)) <= short);
+        assert_eq!(left_of(short, sent_before(short + Duration::from_micros(1))), Duration::ZERO);
     }
 
     #[test]
@@ -109,5 +113,27 @@ mod tests {
         assert_eq!(rough.remaining_us, 1_000_000);
         assert!((before - nanos(TICK)..=after).contains(&rough.sent_at_ns), "{before} {rough:?}");
         assert_eq!(until(Instant::now() - SECOND).remaining_us, 0);
+    }
+
+    #[test]
+    fn instants_and_the_clock_go_together() {
+        for ahead in [true, false] {
+            let (before, at_ns) = (Instant::now(), platform::monotonic_ns());
+            let after = Instant::now();
+            // The origin's two looks are not at one time.
+            let slack = Duration::from_millis(1);
+            let (at_ns, from, to) = match ahead {
+                true => (at_ns + nanos(SECOND), before + SECOND, after + SECOND),
+                false => (at_ns - nanos(SECOND), before - SECOND, after - SECOND),
+            };
+            let at = instant(at_ns).unwrap();
+            assert!(at >= from - slack && at <= to + slack, "{ahead}");
+        }
+    }
+
+    #[test]
+    fn process_shares_its_clock_with_itself_and_with_no_process_that_is_not_there() {
+        assert!(platform::shares_clock(std::process::id().cast_signed()));
+        assert!(!platform::shares_clock(i32::MAX));
     }
 }

@@ -19,6 +19,7 @@ use lapwing_shm::{
 };
 
 use crate::bulk::{BulkIn, BulkOut, BulkTerms};
+use crate::clock;
 use crate::codec::Form;
 use crate::compression::{COMPRESS_MIN, KeepContexts, compress, expand};
 use crate::payload::{Frame, Payload};
@@ -1027,8 +1028,8 @@ impl<K: Into<String>, V: Into<Vec<u8>>, const N: usize> From<[(K, V); N]> for Me
 pub(crate) struct Carried {
     /// Time that is left for the call.
     pub(crate) remaining: Option<Duration>,
-    /// When that was said, in nanoseconds of the clock that both sides may have.
-    pub(crate) sent_at_ns: Option<u64>,
+    /// When that is over, in nanoseconds of the clock that both sides may have.
+    pub(crate) ends_at_ns: Option<u64>,
     /// What is rarer.
     pub(crate) more: Option<Box<CarriedMore>>,
 }
@@ -1050,26 +1051,22 @@ pub(crate) struct CarriedMore {
 /// What keeps the frame from being understood; it is as it was then.
 #[inline]
 pub(crate) fn take_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
-    let Some(TimeLeft { remaining_us, sent_at_ns }) =
-        TimeLeft::read_block(&frame.bytes[Header::BYTES..])
-    else {
+    let Some(time) = TimeLeft::read_block(&frame.bytes[Header::BYTES..]) else {
         return take_any_extensions(frame);
     };
     frame.front = Header::BYTES + TimeLeft::BLOCK_BYTES;
-    let remaining = Some(Duration::from_micros(remaining_us));
-    Ok(Carried { remaining, sent_at_ns: Some(sent_at_ns), more: None })
+    let remaining = Some(Duration::from_micros(time.remaining_us));
+    Ok(Carried { remaining, ends_at_ns: Some(clock::end(time)), more: None })
 }
 
 #[cold]
 fn take_any_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
     let (extensions, rest) = Extensions::parse(&frame.bytes[Header::BYTES..])?;
-    let (mut remaining, mut sent_at_ns) = (None, None);
+    let (mut remaining_us, mut sent_at_ns) = (None, None);
     let mut more = Box::<CarriedMore>::default();
     for entry in extensions.iter() {
         match entry {
-            Entry::Deadline { remaining_us } => {
-                remaining = Some(Duration::from_micros(remaining_us));
-            }
+            Entry::Deadline { remaining_us: left } => remaining_us = Some(left),
             Entry::Sent { at_ns } => sent_at_ns = Some(at_ns),
             Entry::Trace(trace) => more.trace = Some(trace),
             Entry::Metadata { key, value } => more.metadata.push(key, value),
@@ -1078,7 +1075,11 @@ fn take_any_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
         }
     }
     frame.front = frame.bytes.len() - rest.len();
-    Ok(Carried { remaining, sent_at_ns, more: Some(more) })
+    let remaining = remaining_us.map(Duration::from_micros);
+    let time = remaining_us.zip(sent_at_ns);
+    let ends_at_ns =
+        time.map(|(remaining_us, sent_at_ns)| clock::end(TimeLeft { remaining_us, sent_at_ns }));
+    Ok(Carried { remaining, ends_at_ns, more: Some(more) })
 }
 
 /// Appends an extension block.

@@ -574,10 +574,13 @@ impl Connection {
                     "calls in JSON were not agreed on",
                 ));
             }
-            if let Some(left) = &mut carried.remaining {
-                *left = match carried.sent_at_ns {
-                    Some(sent_at_ns) if self.shares_clock => clock::left(*left, sent_at_ns),
-                    _ => left.saturating_sub(self.ahead.waited()),
+            if !self.shares_clock {
+                carried.ends_at_ns = None;
+            }
+            if let Some(remaining) = &mut carried.remaining {
+                *remaining = match carried.ends_at_ns {
+                    Some(ends_at_ns) => clock::left(ends_at_ns),
+                    None => remaining.saturating_sub(self.ahead.waited()),
                 };
             }
             Some(carried)
@@ -652,41 +655,50 @@ impl Connection {
                     Err(Panicked) => self.fail_for_panic(header, route),
                 }
             }
-            Handler::Async(handler) => {
-                let mut request = Request::new(
-                    header.kind.number(),
-                    self.frame.take_payload(),
-                    Arc::clone(&self.caller),
-                );
-                request.reply_bytes_max = self.message_max;
-                request.out = Some(Arc::clone(&self.out));
-                request.span = spans::serving(&route.name, &self.caller, header, carried.as_ref());
-                if let Some(carried) = carried {
-                    let Carried { remaining, more, .. } = carried;
-                    // A time too long for the clock is none.
-                    request.deadline = remaining.and_then(|left| Instant::now().checked_add(left));
-                    if let Some(more) = more {
-                        (request.trace, request.metadata) = (more.trace, more.metadata);
-                        request.form = more.form;
-                    }
-                }
-                let ambient = request.ambient();
-                if is_stream(route.shape) {
-                    return self.begin_stream(header, route, handler.as_ref(), request);
-                }
-                let place = self.places[route.index].take();
-                let begun = ambient.scope(|| {
-                    let mut call = handler.begin(request, place)?;
-                    Ok((call.poll(cx), call))
-                });
-                match begun {
-                    Ok((Poll::Ready(ended), call)) => {
-                        self.finish_at_once(header, route, ended, call)
-                    }
-                    Ok((Poll::Pending, call)) => self.go_on_alone(header, route, call, ambient),
-                    Err(Panicked) => self.fail_for_panic(header, route),
-                }
+            Handler::Async(handler) => self.begin(cx, header, route, handler.as_ref(), carried),
+        }
+    }
+
+    /// Begins a call of an async handler, and polls it once.
+    #[inline(never)]
+    fn begin(
+        &mut self,
+        cx: &mut Context<'_>,
+        header: &Header,
+        route: &Route,
+        handler: &dyn AsyncHandler,
+        carried: Option<Carried>,
+    ) -> Result<Option<Header>, Broken> {
+        let mut request =
+            Request::new(header.kind.number(), self.frame.take_payload(), Arc::clone(&self.caller));
+        request.reply_bytes_max = self.message_max;
+        request.out = Some(Arc::clone(&self.out));
+        request.span = spans::serving(&route.name, &self.caller, header, carried.as_ref());
+        if let Some(carried) = carried {
+            let Carried { remaining, ends_at_ns, more } = carried;
+            // A time too long for the clock is none.
+            request.deadline = match ends_at_ns {
+                Some(ends_at_ns) => clock::instant(ends_at_ns),
+                None => remaining.and_then(|left| Instant::now().checked_add(left)),
+            };
+            if let Some(more) = more {
+                (request.trace, request.metadata) = (more.trace, more.metadata);
+                request.form = more.form;
             }
+        }
+        let ambient = request.ambient();
+        if is_stream(route.shape) {
+            return self.begin_stream(header, route, handler, request);
+        }
+        let place = self.places[route.index].take();
+        let begun = ambient.scope(|| {
+            let mut call = handler.begin(request, place)?;
+            Ok((call.poll(cx), call))
+        });
+        match begun {
+            Ok((Poll::Ready(ended), call)) => self.finish_at_once(header, route, ended, call),
+            Ok((Poll::Pending, call)) => self.go_on_alone(header, route, call, ambient),
+            Err(Panicked) => self.fail_for_panic(header, route),
         }
     }
 
