@@ -667,6 +667,8 @@ async fn every_plain_call_and_message_of_a_handler_inherits() {
                         blocking.call(ASK, &())?;
                         blocking.try_call(ASK, &())?;
                         blocking.call_raw(ASK.kind(), b"")?;
+                        blocking.submit(ASK.kind(), b"")?.collect()?;
+                        blocking.submit_call(ASK, &(), &CallOptions::default())?.collect()?;
                         blocking.send(TELL, &())?;
                         blocking.send_when(TELL, &(), WhenFull::Fail)?;
                         blocking.send_oneway(TELL.kind(), b"")
@@ -681,11 +683,11 @@ async fn every_plain_call_and_message_of_a_handler_inherits() {
     let trace = TraceContext { trace_id: [9; 16], parent_id: [1; 8], flags: 0 };
     let options = CallOptions::default().timeout(Duration::from_secs(60)).trace(trace);
     client.call_with(ASK, &(), &options).await.unwrap();
-    for n in 0..12 {
+    for n in 0..14 {
         assert_eq!(came.recv().await.unwrap(), (Some([9; 16]), true), "the {n}th to come");
     }
     client.call(ASK, &()).await.unwrap();
-    for n in 0..12 {
+    for n in 0..14 {
         assert_eq!(came.recv().await.unwrap(), (None, false), "the {n}th to come");
     }
 }
@@ -783,6 +785,154 @@ async fn full_connection_is_visible_and_chosen() {
     }
 }
 
+fn is_full<T>(started: &Result<T, CallError>) -> bool {
+    matches!(started, Err(CallError::Full))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn call_only_with_room_fails_at_once_in_every_shape() {
+    let fixture = serve(ServerLimits { calls_in_flight: 2, ..ServerLimits::default() });
+    let (none, now) = (CallOptions::default(), CallOptions::default().only_with_room(true));
+    let (text, few) = ("x".to_owned(), Range { from: 0, to: 3, fail: false });
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        // Nobody reads them, so they hold both places until they are dropped.
+        let held = [
+            client.stream_with(FOREVER, &10, &now).await.unwrap(),
+            client.stream_with(FOREVER, &10, &now).await.unwrap(),
+        ];
+        assert!(is_full(&client.call_with(LENGTH, &text, &now).await), "{transport:?}");
+        assert!(is_full(&client.stream_with(COUNT, &few, &now).await), "{transport:?}");
+        assert!(is_full(&client.upload(SUM, &now).await), "{transport:?}");
+        assert!(is_full(&client.duplex(DOUBLE, &now).await), "{transport:?}");
+        let request = client.reserve_with(10, &now).await.unwrap();
+        assert!(is_full(&client.call_reserved_with(LENGTH.kind(), request, &now).await));
+        // A message needs no place.
+        client.send_with(NOTE, &text, &now).await.unwrap();
+        drop(held);
+        // One that waits has its turn; then there is room for one at a time.
+        assert_eq!(client.call(LENGTH, &text).await.unwrap(), 1);
+        assert_eq!(client.call_with(LENGTH, &text, &now).await.unwrap(), 1);
+        let mut numbers = client.stream_with(COUNT, &few, &now).await.unwrap();
+        for expected in 0..3 {
+            assert_eq!(numbers.next().await.unwrap().unwrap(), expected);
+        }
+        assert!(numbers.next().await.is_none());
+        let mut upload = client.upload(SUM, &now).await.unwrap();
+        upload.send(&3).await.unwrap();
+        assert_eq!(upload.finish().await.unwrap(), 3);
+        let (mut sender, mut doubles) = client.duplex(DOUBLE, &now).await.unwrap();
+        sender.send(&4).await.unwrap();
+        assert_eq!(doubles.next().await.unwrap().unwrap(), 8);
+        drop((sender, doubles));
+
+        let (path, none, now) = (fixture.path.clone(), none.clone(), now.clone());
+        let (text, few) = (text.clone(), few.clone());
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            let held = [(); 2].map(|()| client.stream(FOREVER, &10, &now).unwrap());
+            assert!(is_full(&client.call_with(LENGTH, &text, &now)), "{transport:?}");
+            assert!(is_full(&client.submit_call(LENGTH, &text, &now)), "{transport:?}");
+            assert!(is_full(&client.stream(COUNT, &few, &now)), "{transport:?}");
+            assert!(is_full(&client.upload(SUM, &now)), "{transport:?}");
+            assert!(is_full(&client.duplex(DOUBLE, &now)), "{transport:?}");
+            let request = client.reserve_with(10, &now).unwrap();
+            assert!(is_full(&client.call_reserved_with(LENGTH.kind(), request, &now)));
+            client.send_with(NOTE, &text, &now).unwrap();
+            drop(held);
+            assert_eq!(client.call(LENGTH, &text).unwrap(), 1);
+            assert_eq!(client.call_with(LENGTH, &text, &now).unwrap(), 1);
+            assert_eq!(client.submit_call(LENGTH, &text, &now).unwrap().collect().unwrap(), 1);
+            let numbers: Vec<u64> =
+                client.stream(COUNT, &few, &now).unwrap().map(Result::unwrap).collect();
+            assert_eq!(numbers, [0, 1, 2]);
+            let mut upload = client.upload(SUM, &now).unwrap();
+            upload.send(&3).unwrap();
+            assert_eq!(upload.finish().unwrap(), 3);
+            let (mut sender, mut doubles) = client.duplex(DOUBLE, &now).unwrap();
+            sender.send(&4).unwrap();
+            assert_eq!(doubles.next().unwrap().unwrap(), 8);
+            drop((sender, doubles));
+            // The default is to wait.
+            assert_eq!(client.call_with(LENGTH, &text, &none).unwrap(), 1);
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
+    }
+    let seen = &fixture.seen;
+    eventually("all messages arrive", || seen.notes.load(Ordering::SeqCst) == 4).await;
+}
+
+#[tokio::test]
+async fn reservation_only_with_room_fails_while_bulk_memory_is_used_up() {
+    let fixture = serve(ServerLimits::default());
+    let now = CallOptions::default().only_with_room(true);
+    const BYTES: usize = 10 << 20;
+    // One block is all there is.
+    let options = ClientOptions { bulk_bytes: 1, ..ClientOptions::default() };
+    let client = IpcClient::connect_with(&fixture.path, options.clone()).await.unwrap();
+    let held = client.reserve_with(BYTES, &now).await.unwrap();
+    assert!(is_full(&client.reserve_with(BYTES, &now).await));
+    drop(held);
+    client.reserve_with(BYTES, &now).await.unwrap();
+
+    let path = fixture.path.clone();
+    let work = move || {
+        let client = blocking::IpcClient::connect_with(&path, &options).unwrap();
+        let held = client.reserve_with(BYTES, &now).unwrap();
+        assert!(is_full(&client.reserve_with(BYTES, &now)));
+        drop(held);
+        client.reserve_with(BYTES, &now).unwrap();
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn submitted_calls_carry_their_options_and_keep_their_deadlines() {
+    let fixture = serve(ServerLimits::default());
+    for transport in BOTH {
+        let path = fixture.path.clone();
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            let none = CallOptions::default();
+            let nothing = Carried { tenant: None, trace: None, left_ms: None };
+            let carries = CallOptions::default()
+                .timeout(Duration::from_secs(60))
+                .metadata(Metadata::from([("tenant", "blue")]))
+                .trace(TraceContext { trace_id: [3; 16], parent_id: [4; 8], flags: 1 });
+            let pending = [&none, &carries, &none, &carries]
+                .map(|options| client.submit_call(CARRIED, &(), options).unwrap());
+            for (n, pending) in pending.into_iter().enumerate() {
+                let carried = pending.collect().unwrap();
+                if n % 2 == 0 {
+                    assert_eq!(carried, nothing);
+                } else {
+                    assert_eq!(carried.tenant.as_deref(), Some(&b"blue"[..]));
+                    assert_eq!(carried.trace, Some([3; 16]));
+                    assert!((1..60_000).contains(&carried.left_ms.unwrap()), "{carried:?}");
+                }
+            }
+            let json = CallOptions::default().json(true);
+            let length = client.submit_call(LENGTH, &"lapwing".to_owned(), &json).unwrap();
+            assert_eq!(length.collect().unwrap(), 7);
+
+            // Its time runs from when it is sent; nothing else tells that it is over.
+            for short in [30, 150].map(Duration::from_millis) {
+                let limited = CallOptions::default().timeout(short);
+                let late = client.submit_call(NAP, &60_000, &limited).unwrap();
+                std::thread::sleep(short);
+                let begun = Instant::now();
+                assert!(is_late(&late.collect().unwrap_err()));
+                assert!(begun.elapsed() < Duration::from_secs(20));
+            }
+            drop(client.submit_call(NAP, &60_000, &none).unwrap());
+            client.disconnect();
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
+        let seen = &fixture.seen;
+        eventually("all handlers are dropped", || seen.running.load(Ordering::SeqCst) == 0).await;
+    }
+}
+
 /// The server's one thread is kept busy, so that nobody reads while the ring fills.
 #[test]
 fn one_way_messages_wait_fail_or_are_dropped_and_counted() {
@@ -811,6 +961,13 @@ fn one_way_messages_wait_fail_or_are_dropped_and_counted() {
         assert_eq!(client.stats().dropped, dropped);
         client.send_when(NOTE, &note, WhenFull::DropAndCount).unwrap();
     }
+    let now = CallOptions::default().only_with_room(true);
+    assert!(is_full(&client.send_with(NOTE, &note, &now)));
+    assert!(is_full(&client.send_when_with(NOTE, &note, &now, WhenFull::Wait)));
+    let json = CallOptions::default().json(true);
+    assert!(is_full(&client.send_when_with(NOTE, &note, &json, WhenFull::Fail)));
+    client.send_when_with(NOTE, &note, &now.json(true), WhenFull::DropAndCount).unwrap();
+    assert_eq!(client.stats().dropped, 6);
     let waiting = {
         let client = client.clone();
         std::thread::spawn(move || client.send(NOTE, &note))
@@ -820,7 +977,7 @@ fn one_way_messages_wait_fail_or_are_dropped_and_counted() {
         eventually("what was sent arrives", || seen.notes.load(Ordering::SeqCst) == sent + 1).await;
     });
     waiting.join().unwrap().unwrap();
-    assert_eq!(client.stats().dropped, 5);
+    assert_eq!(client.stats().dropped, 6);
 }
 
 /// As above, through the async client and both transports: one task holds the server's only thread.
@@ -854,6 +1011,14 @@ async fn async_one_way_messages_wait_fail_or_are_dropped_and_counted() {
             assert_eq!(client.stats().dropped, dropped);
             client.send_when(NOTE, &note, WhenFull::DropAndCount).await.unwrap();
         }
+        let now = CallOptions::default().only_with_room(true);
+        assert!(is_full(&client.send_with(NOTE, &note, &now).await));
+        assert!(is_full(&client.send_when_with(NOTE, &note, &now, WhenFull::Wait).await));
+        let json = CallOptions::default().json(true);
+        assert!(is_full(&client.send_when_with(NOTE, &note, &json, WhenFull::Fail).await));
+        let dropped = now.json(true);
+        client.send_when_with(NOTE, &note, &dropped, WhenFull::DropAndCount).await.unwrap();
+        assert_eq!(client.stats().dropped, 6);
         let waiting = tokio::spawn({
             let client = client.clone();
             async move { client.send(NOTE, &note).await }
@@ -864,7 +1029,7 @@ async fn async_one_way_messages_wait_fail_or_are_dropped_and_counted() {
         waiting.await.unwrap().unwrap();
         let seen = &fixture.seen;
         eventually("what was sent arrives", || seen.notes.load(Ordering::SeqCst) == sent + 1).await;
-        assert_eq!(client.stats().dropped, 5);
+        assert_eq!(client.stats().dropped, 6);
         holding.await.unwrap();
         runtime.shutdown_background();
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use lapwing_proto::{Description, Kind, MethodDetails, MethodWanted};
 use lapwing_shm::{Doorbell, Poller, Ring, Spin};
 
-pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
+pub use self::typed::{Halves, ItemSender, ItemStream, PendingReply, Upload};
 use crate::ambient::Ambient;
 use crate::bulk::Reserved;
 use crate::client::{
@@ -30,7 +30,7 @@ use crate::error::{CallError, ConnectError};
 use crate::handshake::ClientHello;
 use crate::link::Broken;
 use crate::payload::Payload;
-use crate::spans::{self, CallSpan, observe};
+use crate::spans::{self, CallSpan, code_of, observe};
 use crate::{CallOptions, ClientOptions, ClientStats, ConnectionState, methods, platform};
 
 /// A connection to a server, for threads. Clones are cheap and share the connection; every thread may
@@ -152,11 +152,31 @@ impl IpcClient {
     #[inline]
     pub fn submit(&self, kind: u16, payload: &[u8]) -> Result<PendingCall<'_>, CallError> {
         let kind = Kind::application(kind).ok_or(CallError::BadKind(kind))?;
-        let mut out = Outgoing::plain(kind, payload);
-        let span = if spans::are_wanted() { self.span(&out, "") } else { None };
+        if Ambient::is_here() {
+            let options = CallOptions::default();
+            let travel = options.travel();
+            let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
+            return self.submit_out(out, "");
+        }
+        self.submit_out(Outgoing::plain(kind, payload), "")
+    }
+
+    #[inline]
+    fn submit_out(
+        &self,
+        mut out: Outgoing<'_>,
+        method: &'static str,
+    ) -> Result<PendingCall<'_>, CallError> {
+        let span = if spans::are_wanted() { self.span(&out, method) } else { None };
+        let (mut until, only_with_room) = (out.until(), out.only_with_room());
         let start = |core: &Core, again: Option<&Again>| core.start_call(out.again(again));
-        let call = self.start(&mut Until::Never, start)?;
-        Ok(PendingCall { client: self, call: Some(call), span })
+        let started = self.start(&mut until, only_with_room, start);
+        if let (Some(span), Err(_)) = (&span, &started) {
+            span.end(code_of(&started));
+        }
+        // Its time runs from here, and not from when somebody waits for it.
+        until.settle();
+        Ok(PendingCall { client: self, call: Some(started?), until, span })
     }
 
     /// Sends a message that has no reply. Waits while there is no room for it.
@@ -182,14 +202,19 @@ impl IpcClient {
         self.reserve_with(bytes, &CallOptions::default())
     }
 
-    /// As [`IpcClient::reserve`], for at most the time that the options give.
+    /// As [`IpcClient::reserve`], for at most the time that the options give, or only if there is a block now.
     ///
     /// # Errors
     ///
-    /// As [`IpcClient::reserve`], and [`CallError::DeadlineExceeded`] when no block came back in time.
+    /// As [`IpcClient::reserve`], [`CallError::DeadlineExceeded`] when no block came back in time, and
+    /// [`CallError::Full`] under [`CallOptions::only_with_room`].
     pub fn reserve_with(&self, bytes: usize, options: &CallOptions) -> Result<Reserved, CallError> {
-        let mut until = options.travel().map_or(Until::Never, |travel| travel.deadline);
-        self.start(&mut until, |core: &Core, again: Option<&Again>| core.reserve(bytes, again))
+        let (mut until, only_with_room) = match options.travel() {
+            None => (Until::Never, false),
+            Some(travel) => (travel.deadline, travel.only_with_room),
+        };
+        let reserve = |core: &Core, again: Option<&Again>| core.reserve(bytes, again);
+        self.start(&mut until, only_with_room, reserve)
     }
 
     /// As [`IpcClient::call_raw`], with a request that was written in place: a long one is not copied.
@@ -299,10 +324,10 @@ impl IpcClient {
         let core = &self.shared.core;
         match when_full {
             WhenFull::Wait => {
-                let mut until = out.until();
+                let (mut until, only_with_room) = (out.until(), out.only_with_room());
                 let start =
                     |core: &Core, again: Option<&Again>| core.start_oneway(out.again(again));
-                return self.start(&mut until, start);
+                return self.start(&mut until, only_with_room, start);
             }
             WhenFull::Fail => at_once(core.start_oneway(&mut out))?,
             WhenFull::DropAndCount => match core.start_oneway(&mut out) {
@@ -349,9 +374,9 @@ impl IpcClient {
 
     #[inline]
     fn call_now(&self, out: &mut Outgoing<'_>) -> Result<Payload, CallError> {
-        let mut until = out.until();
+        let (mut until, only_with_room) = (out.until(), out.only_with_room());
         let start = |core: &Core, again: Option<&Again>| core.start_call(out.again(again));
-        let call = self.start(&mut until, start)?;
+        let call = self.start(&mut until, only_with_room, start)?;
         self.collect(&call, &mut until)
     }
 
@@ -376,11 +401,12 @@ impl IpcClient {
         }
     }
 
-    /// Starts something, waiting for its turn and for room as often as it takes.
+    /// Starts something, waiting for its turn and for room as often as it takes; or now or not at all.
     #[inline]
     fn start<T>(
         &self,
         until: &mut Until,
+        only_with_room: bool,
         mut start: impl FnMut(&Core, Option<&Again>) -> Result<T, StartError>,
     ) -> Result<T, CallError> {
         let core = &self.shared.core;
@@ -390,6 +416,7 @@ impl IpcClient {
                 Ok(started)
             }
             Err(StartError::Failed(error)) => Err(error),
+            Err(StartError::Full(_)) if only_with_room => Err(CallError::Full),
             Err(StartError::Full(room)) => {
                 let started = self.start_again(room, until, start)?;
                 self.sent(until);
@@ -616,6 +643,7 @@ fn far_away() -> Instant {
 pub struct PendingCall<'a> {
     client: &'a IpcClient,
     call: Option<Started>,
+    until: Until,
     span: Option<Box<CallSpan>>,
 }
 
@@ -628,11 +656,11 @@ impl PendingCall<'_> {
     #[inline]
     pub fn collect(mut self) -> Result<Payload, CallError> {
         let call = self.call.take().expect("collected or dropped once");
-        let span = self.span.take();
+        let (span, mut until) = (self.span.take(), self.until);
         if span.is_none() {
-            return self.client.collect(&call, &mut Until::Never);
+            return self.client.collect(&call, &mut until);
         }
-        observe(span, || self.client.collect(&call, &mut Until::Never))
+        observe(span, || self.client.collect(&call, &mut until))
     }
 }
 

@@ -4,17 +4,17 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{IpcClient, Shared};
+use super::{IpcClient, PendingCall, Shared};
 use crate::ambient::Ambient;
 use crate::client::{
-    Again, Brings, Core, Item, ItemError, Outgoing, Started, Turn, Until, at_once, in_time,
-    kind_of, read, try_sent, written,
+    Again, Brings, Core, Item, ItemError, Outgoing, Started, Turn, Until, in_time, kind_of, read,
+    try_sent, written,
 };
 use crate::codec::{Decode, Encode, Form};
 use crate::error::{CallError, timed};
 use crate::method::{ClientStream, Duplex, OneWay, ServerStream, Unary};
 use crate::payload::Payload;
-use crate::spans::{CallSpan, code_of, observe};
+use crate::spans::{CallSpan, code_of};
 use crate::{CallOptions, WhenFull};
 
 impl IpcClient {
@@ -36,11 +36,12 @@ impl IpcClient {
         read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 
-    /// Calls a method with a time limit, metadata or a trace, or in JSON.
+    /// Calls a method with a time limit, metadata or a trace, in JSON, or only if there is room now.
     ///
     /// # Errors
     ///
-    /// As [`IpcClient::call`], and [`CallError::DeadlineExceeded`] when the time is over.
+    /// As [`IpcClient::call`], [`CallError::DeadlineExceeded`] when the time is over, and [`CallError::Full`] under
+    /// [`CallOptions::only_with_room`].
     pub fn call_with<Q, R, C>(
         &self,
         method: Unary<Q, R, C>,
@@ -57,7 +58,8 @@ impl IpcClient {
         read::<R, C>(method.name(), "reply", reply, options.form())
     }
 
-    /// Calls a method if there is room for another call now.
+    /// Calls a method if there is room for another call now. With options it is [`IpcClient::call_with`] under
+    /// [`CallOptions::only_with_room`].
     ///
     /// # Errors
     ///
@@ -66,17 +68,46 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let options = CallOptions::default();
+        self.call_with(method, request, &CallOptions::default().only_with_room(true))
+    }
+
+    /// Calls a method and returns at once, to collect the reply later: many calls in flight from one thread. Waits only
+    /// while there is no room. [`IpcClient::submit`] is the same with a number and bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`] when the request was not sent; [`CallError::Full`] under [`CallOptions::only_with_room`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # fn example(client: lapwing::blocking::IpcClient) -> Result<(), lapwing::CallError> {
+    /// use lapwing::{CallOptions, Unary};
+    ///
+    /// const LENGTH: Unary<String, u64> = Unary::new(0x0400, "text.length");
+    /// let none = CallOptions::default();
+    /// let texts = ["lap", "wing"].map(str::to_owned);
+    /// let pending = texts.each_ref().map(|text| client.submit_call(LENGTH, text, &none));
+    /// for (text, call) in texts.iter().zip(pending) {
+    ///     assert_eq!(call?.collect()?, text.len() as u64);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn submit_call<Q, R, C>(
+        &self,
+        method: Unary<Q, R, C>,
+        request: &Q,
+        options: &CallOptions,
+    ) -> Result<PendingReply<'_, R, C>, CallError>
+    where
+        C: Encode<Q> + Decode<R>,
+    {
         let travel = options.travel();
         let mut written = written(method, request, "request", travel.as_ref())?;
-        let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
-        let reply = observe(self.span(&out, method.name()), || {
-            let call = at_once(self.shared.core.start_call(&mut out))?;
-            let mut until = out.until();
-            self.sent(&mut until);
-            self.collect(&call, &mut until)
-        })?;
-        read::<R, C>(method.name(), "reply", reply, Form::Own)
+        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let call = self.submit_out(out, method.name())?;
+        Ok(PendingReply { call, method: method.name(), form: options.form(), types: PhantomData })
     }
 
     /// Sends a message that has no reply. Waits while there is no room for it.
@@ -103,24 +134,31 @@ impl IpcClient {
         message: &Q,
         when_full: WhenFull,
     ) -> Result<(), CallError> {
-        self.send_by(method, message, &CallOptions::default(), when_full)
+        self.send_when_with(method, message, &CallOptions::default(), when_full)
     }
 
-    /// As [`IpcClient::send`], with a time limit to wait for room, metadata, a trace, or in JSON.
+    /// As [`IpcClient::send`], with a time limit to wait for room, metadata, a trace, in JSON, or only if there is room
+    /// now.
     ///
     /// # Errors
     ///
-    /// As [`IpcClient::send`], and [`CallError::DeadlineExceeded`] when there was no room in time.
+    /// As [`IpcClient::send`], [`CallError::DeadlineExceeded`] when there was no room in time, and
+    /// [`CallError::Full`] under [`CallOptions::only_with_room`].
     pub fn send_with<Q, C: Encode<Q>>(
         &self,
         method: OneWay<Q, C>,
         message: &Q,
         options: &CallOptions,
     ) -> Result<(), CallError> {
-        self.send_by(method, message, options, WhenFull::Wait)
+        self.send_when_with(method, message, options, WhenFull::Wait)
     }
 
-    fn send_by<Q, C: Encode<Q>>(
+    /// As [`IpcClient::send_with`], and says what to do when there is no room for the message.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::send_with`], and [`CallError::Full`] under [`WhenFull::Fail`].
+    pub fn send_when_with<Q, C: Encode<Q>>(
         &self,
         method: OneWay<Q, C>,
         message: &Q,
@@ -136,7 +174,8 @@ impl IpcClient {
     ///
     /// # Errors
     ///
-    /// [`CallError`] when the request was not sent; what goes wrong later is an item of the stream.
+    /// [`CallError`] when the request was not sent, [`CallError::Full`] under [`CallOptions::only_with_room`]; what goes
+    /// wrong later is an item of the stream.
     pub fn stream<Q, R, C>(
         &self,
         method: ServerStream<Q, R, C>,
@@ -195,14 +234,36 @@ impl IpcClient {
     ) -> Result<OpenCall, CallError> {
         let mut until = out.until();
         let (span, form) = (self.span(&out, method), out.form());
+        let only_with_room = out.only_with_room();
         let start = |core: &Core, again: Option<&Again>| core.start(out.again(again), brings);
-        let started = self.start(&mut until, start);
+        let started = self.start(&mut until, only_with_room, start);
         if let (Some(span), Err(_)) = (&span, &started) {
             span.end(code_of(&started));
         }
         let (call, deadline) = (started?, until.settle());
         let client = IpcClient { shared: Arc::clone(&self.shared) };
         Ok(OpenCall { client, call, deadline, form, span })
+    }
+}
+
+/// A call that was submitted, and its reply's type. Dropping it gives the reply up and cancels the call.
+#[derive(Debug)]
+#[must_use = "a pending reply that is dropped is given up"]
+pub struct PendingReply<'a, R, C> {
+    call: PendingCall<'a>,
+    method: &'static str,
+    form: Form,
+    types: PhantomData<fn(C) -> R>,
+}
+
+impl<R, C: Decode<R>> PendingReply<'_, R, C> {
+    /// Waits for the reply.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::call_with`].
+    pub fn collect(self) -> Result<R, CallError> {
+        read::<R, C>(self.method, "reply", self.call.collect()?, self.form)
     }
 }
 

@@ -313,6 +313,12 @@ impl<'a> Outgoing<'a> {
         self.travel.map_or(Form::Own, |travel| travel.form)
     }
 
+    /// Whether it fails instead of waiting for room.
+    #[inline]
+    pub(crate) fn only_with_room(&self) -> bool {
+        self.travel.is_some_and(|travel| travel.only_with_room)
+    }
+
     /// The time that is left for it now.
     #[inline]
     fn left(&self) -> Option<TimeLeft> {
@@ -329,6 +335,8 @@ pub(crate) struct Travel<'a> {
     pub(crate) metadata: &'a Metadata,
     pub(crate) priority: bool,
     pub(crate) form: Form,
+    /// It fails instead of waiting for room.
+    pub(crate) only_with_room: bool,
 }
 
 /// What a call brings: one reply, or streams in one direction or both.

@@ -228,11 +228,12 @@ impl IpcClient {
         self.reserve_with(bytes, &CallOptions::default()).await
     }
 
-    /// As [`IpcClient::reserve`], for at most the time that the options give.
+    /// As [`IpcClient::reserve`], for at most the time that the options give, or only if there is a block now.
     ///
     /// # Errors
     ///
-    /// As [`IpcClient::reserve`], and [`CallError::DeadlineExceeded`] when no block came back in time.
+    /// As [`IpcClient::reserve`], [`CallError::DeadlineExceeded`] when no block came back in time, and
+    /// [`CallError::Full`] under [`CallOptions::only_with_room`].
     ///
     /// # Cancel safety
     ///
@@ -242,11 +243,12 @@ impl IpcClient {
         bytes: usize,
         options: &CallOptions,
     ) -> Result<Reserved, CallError> {
-        let until = options.travel().map_or(Until::Never, |travel| travel.deadline);
-        let work = pin!(
-            self.poll_start(until, |again: Option<&Again>| self.shared.core.reserve(bytes, again))
-        );
-        within(until, work).await
+        let (until, only_with_room) = match options.travel() {
+            None => (Until::Never, false),
+            Some(travel) => (travel.deadline, travel.only_with_room),
+        };
+        let reserve = |again: Option<&Again>| self.shared.core.reserve(bytes, again);
+        self.start(until, only_with_room, reserve).await
     }
 
     /// As [`IpcClient::call_raw`], with a request that was written in place: a long one is not copied.
@@ -286,7 +288,7 @@ impl IpcClient {
         let what = block.as_ref().map_or(What::Bytes(&payload), What::Block);
         let travel = travel.as_ref();
         let out = Outgoing { what, travel, ..Outgoing::plain(kind, &[]) };
-        self.call_with_travel(out, "", false).await
+        self.call_with_travel(out, "").await
     }
 
     /// Asks the connection itself for an answer, past every route; the time it took.
@@ -332,7 +334,7 @@ impl IpcClient {
         // The connection's own kinds carry nothing beside their payload, not even a deadline.
         let wanted = MethodWanted { kind }.encode();
         let out = Outgoing::plain(Kind::DESCRIBE_METHOD, &wanted);
-        let reply = self.call_now(out, false).await?;
+        let reply = self.call_now(out).await?;
         methods::from_details(kind, MethodDetails::decode(&reply))
     }
 
@@ -377,9 +379,9 @@ impl IpcClient {
         let core = &self.shared.core;
         match when_full {
             WhenFull::Wait => {
-                let until = out.until();
+                let (until, only_with_room) = (out.until(), out.only_with_room());
                 let start = |again: Option<&Again>| core.start_oneway(out.again(again));
-                within(until, pin!(self.poll_start(until, start))).await?;
+                self.start(until, only_with_room, start).await?;
             }
             WhenFull::Fail => at_once(core.start_oneway(&mut out))?,
             WhenFull::DropAndCount => match core.start_oneway(&mut out) {
@@ -396,14 +398,14 @@ impl IpcClient {
         if Ambient::is_here() || spans::are_wanted() {
             return Box::pin(self.call_inheriting(kind, payload)).await;
         }
-        self.call_now(Outgoing::plain(kind, payload), false).await
+        self.call_now(Outgoing::plain(kind, payload)).await
     }
 
     async fn call_inheriting(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
         let options = CallOptions::default();
         let travel = options.travel();
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
-        self.call_with_travel(out, "", false).await
+        self.call_with_travel(out, "").await
     }
 
     /// `method` is its name, empty where that is not known.
@@ -416,22 +418,17 @@ impl IpcClient {
         &self,
         out: Outgoing<'_>,
         method: &'static str,
-        only_with_room: bool,
     ) -> Result<Payload, CallError> {
         let (span, until) = (self.span(&out, method), out.until());
         // In their place before they are handed on: they are large to be moved.
-        let work = pin!(self.call_now(out, only_with_room));
+        let work = pin!(self.call_now(out));
         match span {
             None => within(until, work).await,
             Some(span) => observed(span, pin!(within(until, work))).await,
         }
     }
 
-    async fn call_now(
-        &self,
-        mut out: Outgoing<'_>,
-        only_with_room: bool,
-    ) -> Result<Payload, CallError> {
+    async fn call_now(&self, mut out: Outgoing<'_>) -> Result<Payload, CallError> {
         let core = &*self.shared.core;
         let_others_run().await;
         let mut guard = CallGuard { shared: &self.shared, id: None };
@@ -443,7 +440,7 @@ impl IpcClient {
             deferred
         };
         let started = match core.start_call_for(out.again(None), looks) {
-            Err(StartError::Full(_)) if !only_with_room => {
+            Err(StartError::Full(_)) if !out.only_with_room() => {
                 let until = out.until();
                 self.poll_start(until, |again: Option<&Again>| core.start_call(out.again(again)))
                     .await?
@@ -470,6 +467,19 @@ impl IpcClient {
             return Err(CallError::DeadlineExceeded);
         }
         core.conclude(outcome)
+    }
+
+    /// Starts something, if it has to wait within its time; or now or not at all.
+    async fn start<T>(
+        &self,
+        until: Until,
+        only_with_room: bool,
+        mut start: impl FnMut(Option<&Again>) -> Result<T, StartError>,
+    ) -> Result<T, CallError> {
+        if only_with_room {
+            return at_once(start(None));
+        }
+        within(until, pin!(self.poll_start(until, start))).await
     }
 
     /// Starts something, waiting for its turn and for room as often as it takes.

@@ -212,6 +212,7 @@ pub struct CallOptions {
     metadata: Metadata,
     priority: bool,
     form: Form,
+    only_with_room: bool,
 }
 
 impl CallOptions {
@@ -293,6 +294,58 @@ impl CallOptions {
         self
     }
 
+    /// Makes a call, of whatever shape, only if there is room for it now: else it fails at once with
+    /// [`CallError::Full`](crate::CallError::Full). There is none while the connection has as many calls in flight as it
+    /// may have, while its ring or socket is full, and while others wait for their turn. Default: it waits.
+    ///
+    /// This is about the start: a stream that has begun has its own
+    /// [`try_send`](crate::ItemSender::try_send). A one-way message is sent as under
+    /// [`WhenFull::Fail`]; what is to be dropped goes by
+    /// [`send_when_with`](crate::IpcClient::send_when_with).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+    /// use lapwing::{
+    ///     Call, CallError, CallOptions, IpcClient, IpcServer, Postcard, ServerLimits, ServerStream, Sink,
+    /// };
+    ///
+    /// const COUNT: ServerStream<u64, u64> = ServerStream::new(0x0400, "count");
+    ///
+    /// # let folder = tempfile::tempdir()?;
+    /// # let path = folder.path().join("count.sock");
+    /// let server = IpcServer::builder()
+    ///     .bind(&path)?
+    ///     .limits(ServerLimits { calls_in_flight: 1, ..ServerLimits::default() })
+    ///     .route(COUNT, |_: Call, to: u64, mut items: Sink<u64, Postcard>| async move {
+    ///         for number in 0..to {
+    ///             items.send(&number).await?;
+    ///         }
+    ///         Ok(())
+    ///     })
+    ///     .serve()?;
+    ///
+    /// let client = IpcClient::connect(&path).await?;
+    /// let now = CallOptions::default().only_with_room(true);
+    /// let mut first = client.stream_with(COUNT, &3, &now).await?;
+    /// let second = client.stream_with(COUNT, &3, &now).await;
+    /// assert!(matches!(second, Err(CallError::Full)));
+    ///
+    /// while first.next().await.transpose()?.is_some() {}
+    /// client.stream_with(COUNT, &3, &now).await?;
+    /// # drop(client);
+    /// # server.shutdown().await;
+    /// # Ok(()) })
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn only_with_room(mut self, only_with_room: bool) -> CallOptions {
+        self.only_with_room = only_with_room;
+        self
+    }
+
     pub(crate) fn form(&self) -> Form {
         self.form
     }
@@ -311,13 +364,21 @@ impl CallOptions {
             }
         };
         let trace = self.trace.or(ambient.trace);
-        let Self { metadata, priority, form, .. } = self;
+        let Self { metadata, priority, form, only_with_room, .. } = self;
         let some = deadline != Until::Never
             || trace.is_some()
             || !metadata.is_empty()
             || *priority
-            || *form == Form::Json;
-        some.then_some(Travel { deadline, trace, metadata, priority: *priority, form: *form })
+            || *form == Form::Json
+            || *only_with_room;
+        some.then_some(Travel {
+            deadline,
+            trace,
+            metadata,
+            priority: *priority,
+            form: *form,
+            only_with_room: *only_with_room,
+        })
     }
 }
 

@@ -84,19 +84,20 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let reply = if Ambient::is_here() || spans::are_wanted() {
-            Box::pin(self.call_written(method, request, &CallOptions::default(), false)).await?
+            Box::pin(self.call_written(method, request, &CallOptions::default())).await?
         } else {
             let mut written = written(method, request, "request", None)?;
-            self.call_now(Outgoing::written(kind_of(method), &mut written, None), false).await?
+            self.call_now(Outgoing::written(kind_of(method), &mut written, None)).await?
         };
         read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 
-    /// Calls a method with a time limit, metadata or a trace, or in JSON.
+    /// Calls a method with a time limit, metadata or a trace, in JSON, or only if there is room now.
     ///
     /// # Errors
     ///
-    /// As [`IpcClient::call`], and [`CallError::DeadlineExceeded`] when the time is over.
+    /// As [`IpcClient::call`], [`CallError::DeadlineExceeded`] when the time is over, and [`CallError::Full`] under
+    /// [`CallOptions::only_with_room`].
     ///
     /// # Cancel safety
     ///
@@ -110,11 +111,12 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let reply = self.call_written(method, request, options, false).await?;
+        let reply = self.call_written(method, request, options).await?;
         read::<R, C>(method.name(), "reply", reply, options.form())
     }
 
-    /// Calls a method if there is room for another call now.
+    /// Calls a method if there is room for another call now. With options it is [`IpcClient::call_with`] under
+    /// [`CallOptions::only_with_room`].
     ///
     /// # Errors
     ///
@@ -131,8 +133,7 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let reply = self.call_written(method, request, &CallOptions::default(), true).await?;
-        read::<R, C>(method.name(), "reply", reply, Form::Own)
+        self.call_with(method, request, &CallOptions::default().only_with_room(true)).await
     }
 
     /// Sends a message that has no reply. Waits while there is no room for it.
@@ -167,14 +168,16 @@ impl IpcClient {
         message: &Q,
         when_full: WhenFull,
     ) -> Result<(), CallError> {
-        self.send_by(method, message, &CallOptions::default(), when_full).await
+        self.send_when_with(method, message, &CallOptions::default(), when_full).await
     }
 
-    /// As [`IpcClient::send`], with a time limit to wait for room, metadata, a trace, or in JSON.
+    /// As [`IpcClient::send`], with a time limit to wait for room, metadata, a trace, in JSON, or only if there is room
+    /// now.
     ///
     /// # Errors
     ///
-    /// As [`IpcClient::send`], and [`CallError::DeadlineExceeded`] when there was no room in time.
+    /// As [`IpcClient::send`], [`CallError::DeadlineExceeded`] when there was no room in time, and
+    /// [`CallError::Full`] under [`CallOptions::only_with_room`].
     ///
     /// # Cancel safety
     ///
@@ -185,10 +188,33 @@ impl IpcClient {
         message: &Q,
         options: &CallOptions,
     ) -> Result<(), CallError> {
-        self.send_by(method, message, options, WhenFull::Wait).await
+        self.send_when_with(method, message, options, WhenFull::Wait).await
     }
 
-    async fn send_by<Q, C: Encode<Q>>(
+    /// As [`IpcClient::send_with`], and says what to do when there is no room for the message.
+    ///
+    /// # Errors
+    ///
+    /// As [`IpcClient::send_with`], and [`CallError::Full`] under [`WhenFull::Fail`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`IpcClient::send`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example(client: lapwing::IpcClient) -> Result<(), lapwing::CallError> {
+    /// use lapwing::{CallOptions, Metadata, OneWay, WhenFull};
+    ///
+    /// const MOVED: OneWay<(u32, u32)> = OneWay::new(0x0401, "cursor.moved");
+    /// // The next one says all that this one does.
+    /// let window = CallOptions::default().metadata(Metadata::from([("window", "3")]));
+    /// client.send_when_with(MOVED, &(17, 4), &window, WhenFull::DropAndCount).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn send_when_with<Q, C: Encode<Q>>(
         &self,
         method: OneWay<Q, C>,
         message: &Q,
@@ -221,11 +247,12 @@ impl IpcClient {
         self.stream_with(method, request, &CallOptions::default()).await
     }
 
-    /// As [`IpcClient::stream`], with a time limit for the whole stream, metadata or a trace, or in JSON.
+    /// As [`IpcClient::stream`], with a time limit for the whole stream, metadata or a trace, in JSON, or only if there is
+    /// room for another call now.
     ///
     /// # Errors
     ///
-    /// As [`IpcClient::stream`].
+    /// As [`IpcClient::stream`], and [`CallError::Full`] under [`CallOptions::only_with_room`].
     ///
     /// # Cancel safety
     ///
@@ -250,7 +277,7 @@ impl IpcClient {
     ///
     /// # Errors
     ///
-    /// As [`IpcClient::stream`].
+    /// As [`IpcClient::stream_with`].
     ///
     /// # Cancel safety
     ///
@@ -271,7 +298,7 @@ impl IpcClient {
     ///
     /// # Errors
     ///
-    /// As [`IpcClient::stream`].
+    /// As [`IpcClient::stream_with`].
     ///
     /// # Cancel safety
     ///
@@ -294,7 +321,6 @@ impl IpcClient {
         method: Unary<Q, R, C>,
         request: &Q,
         options: &CallOptions,
-        only_with_room: bool,
     ) -> Result<Payload, CallError>
     where
         C: Encode<Q>,
@@ -302,7 +328,7 @@ impl IpcClient {
         let travel = options.travel();
         let mut written = written(method, request, "request", travel.as_ref())?;
         let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
-        self.call_with_travel(out, method.name(), only_with_room).await
+        self.call_with_travel(out, method.name()).await
     }
 
     async fn open(
@@ -315,8 +341,9 @@ impl IpcClient {
         let deadline = out.until().settle();
         let until = Until::from(deadline);
         let (span, form) = (self.span(&out, method), out.form());
+        let only_with_room = out.only_with_room();
         let start = |again: Option<&Again>| core.start(out.again(again), brings);
-        let started = super::within(until, pin!(self.poll_start(until, start))).await;
+        let started = self.start(until, only_with_room, start).await;
         if let (Some(span), Err(_)) = (&span, &started) {
             span.end(code_of(&started));
         }
