@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lapwing::{
-    Call, CallError, ClientOptions, Code, IpcClient, IpcServer, OneWay, ServerLimits, ServerStream,
-    Sink, Status, Transport, Unary, WhenFull, blocking,
+    Call, CallError, CallOptions, ClientOptions, Code, IpcClient, IpcServer, OneWay, ServerLimits,
+    ServerStream, Sink, Status, Transport, Unary, WhenFull, blocking,
 };
 use lapwing_testkit::PATIENCE;
 use tokio::runtime::{Builder, Runtime};
@@ -20,11 +20,13 @@ const BLOCK_MS: Unary<u64, ()> = Unary::new(0x0503, "block");
 const BOMB: Unary<(), ()> = Unary::new(0x0504, "bomb");
 /// Answers when so many notes have come.
 const NOTED: Unary<u64, ()> = Unary::new(0x0505, "noted");
+/// Answers when as many notes have come as were sent, which is told beside the connection.
+const NOTED_ALL: Unary<(), ()> = Unary::new(0x0507, "noted.all");
 /// Makes a note, and answers.
 const NOTE_CALL: Unary<(), ()> = Unary::new(0x0506, "note.call");
 
 /// Is handled until it is let go.
-const HOLD: OneWay<()> = OneWay::new(0x0507, "hold");
+const HOLD: OneWay<()> = OneWay::new(0x0508, "hold");
 
 /// Panics when it is dropped, unless a panic is under way.
 struct Bomb;
@@ -42,6 +44,8 @@ struct Fixture {
     notes: Arc<AtomicUsize>,
     /// A permit for each [`HOLD`] that is let go, which makes a note then.
     gate: Arc<Semaphore>,
+    /// See [`NOTED_ALL`].
+    sent: Arc<AtomicUsize>,
     _folder: tempfile::TempDir,
 }
 
@@ -51,7 +55,9 @@ fn serve(calls_in_flight: u32) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("turns.sock");
     let notes = Arc::new(AtomicUsize::new(0));
-    let [noted, called, kept] = std::array::from_fn(|_| Arc::clone(&notes));
+    let [noted, called, kept, all] = std::array::from_fn(|_| Arc::clone(&notes));
+    let sent = Arc::new(AtomicUsize::new(usize::MAX));
+    let wanted = Arc::clone(&sent);
     let gate = Arc::new(Semaphore::new(0));
     let (held, hold_notes) = (Arc::clone(&gate), Arc::clone(&notes));
     let entered = runtime.enter();
@@ -103,10 +109,19 @@ fn serve(calls_in_flight: u32) -> Fixture {
                 Ok(())
             }
         })
+        .route(NOTED_ALL, move |_: Call, (): ()| {
+            let (all, wanted) = (Arc::clone(&all), Arc::clone(&wanted));
+            async move {
+                while all.load(Ordering::SeqCst) < wanted.load(Ordering::SeqCst) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Ok(())
+            }
+        })
         .serve()
         .unwrap();
     drop(entered);
-    Fixture { runtime, server, path, notes: kept, gate, _folder: folder }
+    Fixture { runtime, server, path, notes: kept, gate, sent, _folder: folder }
 }
 
 fn options(transport: Transport) -> ClientOptions {
@@ -255,6 +270,50 @@ fn message_that_is_not_to_wait_does_not_wait_for_a_socket() {
     // All that while the server's thread was held.
     assert!(!held.is_finished());
     held.join().unwrap();
+}
+
+/// The rest of a message that the socket took only in part goes also when nobody sends any more: a thread that waits for a
+/// reply of another call sends it, whether it waits already or only afterwards.
+#[test]
+fn message_that_was_sent_in_part_arrives_while_a_thread_waits_for_a_reply() {
+    for waits_before in [true, false] {
+        let fixture = serve(64);
+        let other = blocking::IpcClient::connect(&fixture.path).unwrap();
+        let socket = options(Transport::Socket);
+        let client = blocking::IpcClient::connect_with(&fixture.path, &socket).unwrap();
+        let pending = client.submit_call(NOTED_ALL, &(), &CallOptions::default()).unwrap();
+        std::thread::scope(|scope| {
+            let (tell, told) = std::sync::mpsc::channel();
+            let collect = move || tell.send(pending.collect()).unwrap();
+            let sent = Arc::clone(&fixture.sent);
+            let fill = || {
+                // The call is read before the server's only thread is held.
+                client.call(NAP_MS, &0).unwrap();
+                let held = std::thread::spawn(move || other.call(BLOCK_MS, &300).unwrap());
+                std::thread::sleep(Duration::from_millis(50));
+                let mut notes = 0;
+                while client.send_when(NOTE, &vec![1; 1000], WhenFull::Fail).is_ok() {
+                    notes += 1;
+                }
+                sent.store(notes, Ordering::SeqCst);
+                held.join().unwrap();
+            };
+            if waits_before {
+                scope.spawn(collect);
+                std::thread::sleep(Duration::from_millis(50));
+                fill();
+            } else {
+                fill();
+                scope.spawn(collect);
+            }
+            let noted = told.recv_timeout(PATIENCE);
+            if noted.is_err() {
+                // Ends the thread that waits.
+                client.disconnect();
+            }
+            noted.expect("all messages arrive").unwrap();
+        });
+    }
 }
 
 #[test]

@@ -60,6 +60,8 @@ struct Shared {
     poller: Poller,
     nudge: Arc<Nudge>,
     followers: Followers,
+    /// Whether the poller watches the socket for room; written under the outbox's lock.
+    watches_room: AtomicBool,
     drain: Duration,
 }
 
@@ -119,8 +121,14 @@ impl IpcClient {
         };
         let poller = Poller::new(Some(&doorbell), core.socket.as_fd())?;
         let nudge = Arc::new(Nudge { asleep: AtomicBool::new(false), doorbell });
-        let shared =
-            Shared { core, poller, nudge, followers: Followers::default(), drain: options.drain };
+        let shared = Shared {
+            core,
+            poller,
+            nudge,
+            followers: Followers::default(),
+            watches_room: AtomicBool::new(false),
+            drain: options.drain,
+        };
         Ok(IpcClient { shared: Arc::new(shared) })
     }
 
@@ -313,6 +321,7 @@ impl IpcClient {
     pub fn disconnect(&self) {
         let core = &self.shared.core;
         core.say_goodbye();
+        self.leave_rest();
         let mut until = Instant::now().checked_add(self.shared.drain).into();
         // The server closes when nothing of this connection is left to do.
         let over = |waker: &Waker| core.poll_end(waker).then_some(());
@@ -335,7 +344,8 @@ impl IpcClient {
                 sent => at_once(sent)?,
             },
         }
-        // Of what a socket took only in part the rest goes when somebody sends or waits next: this was not to wait.
+        // This was not to wait.
+        self.leave_rest();
         Ok(())
     }
 
@@ -387,18 +397,43 @@ impl IpcClient {
             Some(outcome) => self.shared.core.conclude(outcome),
             None => {
                 self.shared.core.abandon(call.id);
+                self.leave_rest();
                 Err(CallError::DeadlineExceeded)
             }
         }
     }
 
     /// On a socket, which may have taken only part of a frame: sends the rest, until the deadline. What is
-    /// left then, as of the connection's own small frames, goes out when somebody sends or waits next.
+    /// left then is left as by [`IpcClient::leave_rest`].
     #[inline]
     fn sent(&self, until: &mut Until) {
         if self.shared.core.doorbell.is_none() {
             self.push_backlog(until);
         }
+    }
+
+    /// On a socket, which may have taken only part of a frame: leaves the rest to whoever leads, or sends or waits
+    /// next. So it is with all that is not to wait, and with the connection's own small frames.
+    #[inline]
+    fn leave_rest(&self) {
+        if self.shared.core.doorbell.is_none() {
+            // A broken connection is its next reader's to find.
+            let _ = self.push_rest();
+        }
+    }
+
+    /// Sends of the rest what the socket takes; whether something is left. Then the poller watches for room, also for
+    /// a leader that sleeps already.
+    fn push_rest(&self) -> Result<bool, Broken> {
+        let shared = &*self.shared;
+        let mut outbox = lock(&shared.core.outbox);
+        outbox.sending.flush()?;
+        let is_left = outbox.sending.has_backlog();
+        if shared.watches_room.load(Ordering::Relaxed) != is_left {
+            shared.poller.want_writable(shared.core.socket.as_fd(), is_left)?;
+            shared.watches_room.store(is_left, Ordering::Relaxed);
+        }
+        Ok(is_left)
     }
 
     /// Starts something, waiting for its turn and for room as often as it takes; or now or not at all.
@@ -449,13 +484,9 @@ impl IpcClient {
 
     /// A socket may have taken only part of a frame: waits until it has the rest.
     fn push_backlog(&self, until: &mut Until) {
-        let core = &self.shared.core;
-        if !lock(&core.outbox).sending.has_backlog() {
-            return;
-        }
-        // Also for a leader that sleeps already; one that wakes looks for room for everybody.
-        if self.shared.poller.want_writable(core.socket.as_fd(), true).is_ok() {
-            let mut turn = Turn::new(core);
+        // Who leads looks for room for everybody.
+        if matches!(self.push_rest(), Ok(true)) {
+            let mut turn = Turn::new(&self.shared.core);
             let room = Room { bytes: 0, place: false, lacks: Lacks::Ring };
             let _ = self.wait_for_room(room, &mut turn, until);
         }
@@ -510,6 +541,7 @@ impl IpcClient {
     #[cold]
     fn wait_for_room(&self, room: Room, turn: &mut Turn<'_>, until: &mut Until) -> bool {
         turn.wait_for(room, &thread_waker(&self.shared.nudge));
+        self.leave_rest();
         self.wait_until(until, |_| turn.has_come().then_some(())).is_some()
     }
 
@@ -616,9 +648,8 @@ impl IpcClient {
         if !quiet || core.offer_room() {
             return Ok(());
         }
-        let backlog = core.doorbell.is_none() && lock(&core.outbox).sending.has_backlog();
-        if backlog {
-            self.shared.poller.want_writable(core.socket.as_fd(), true)?;
+        if core.doorbell.is_none() {
+            self.push_rest()?;
         }
         let since = Instant::now();
         let wake = self
@@ -626,9 +657,6 @@ impl IpcClient {
             .poller
             .wait(until.settle().map(|at| at.saturating_duration_since(since)))?;
         inbox.spinner.slept(since.elapsed());
-        if backlog {
-            self.shared.poller.want_writable(core.socket.as_fd(), false)?;
-        }
         if wake.socket { core.look_at_socket() } else { Ok(()) }
     }
 }
@@ -668,6 +696,7 @@ impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
         if let Some(call) = self.call {
             self.client.shared.core.abandon(call.id);
+            self.client.leave_rest();
         }
     }
 }

@@ -301,6 +301,7 @@ impl OpenCall {
     fn give_up(&self) {
         // Does nothing for a call that has ended.
         self.shared().core.abandon(self.call.id);
+        self.client.leave_rest();
     }
 
     fn item(&self) -> Result<Item, CallError> {
@@ -313,6 +314,8 @@ impl OpenCall {
         };
         // What has come is no reason to go on past the deadline: there may be no end to it.
         if let Some(Item::Here(_)) = item {
+            // It may have given credit back.
+            self.client.leave_rest();
             in_time(self.deadline)?;
         }
         item.ok_or(CallError::DeadlineExceeded)
@@ -462,7 +465,9 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     pub fn try_send(&mut self, item: &T) -> Result<(), CallError> {
         let item = self.write(item)?;
         in_time(self.call.deadline)?;
-        try_sent(self.call.shared().core.send_item(&self.call.call, &item, None))
+        let sent = self.call.shared().core.send_item(&self.call.call, &item, None);
+        self.call.client.leave_rest();
+        try_sent(sent)
     }
 
     fn write(&self, item: &T) -> Result<Payload, CallError> {
