@@ -323,6 +323,24 @@ async fn message_of_the_longest_length_passes_and_one_byte_more_is_refused() {
             matches!(&refused, CallError::Status(s) if s.code == Code::ResourceExhausted);
         assert!(is_status, "{transport:?}: {refused}");
         assert!(client.call_raw(ECHO, &sent).await.unwrap().bytes() == sent, "it goes on");
+
+        let path = fixture.path.clone();
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            assert!(client.call_raw(ECHO, &sent).unwrap().bytes() == sent);
+            let refused = client.call_raw(ECHO, &vec![1; 10 * MIB + 1]).unwrap_err();
+            assert!(matches!(refused, CallError::TooLarge { .. }), "{transport:?}: {refused}");
+            let made = client.call_raw(MAKE, &length(10 * MIB)).unwrap();
+            assert_eq!(made.len(), 10 * MIB);
+            let refused = client.call_raw(MAKE, &length(10 * MIB + 1)).unwrap_err();
+            let is_status =
+                matches!(&refused, CallError::Status(s) if s.code == Code::ResourceExhausted);
+            assert!(is_status, "{transport:?}: {refused}");
+            let mut request = client.reserve(10 * MIB).unwrap();
+            request.copy_from_slice(&sent);
+            assert!(client.call_reserved(ECHO, request).unwrap().bytes() == sent, "it goes on");
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
     }
 }
 
@@ -395,6 +413,26 @@ async fn messages_of_a_gibibyte_go_through_where_configured() {
         let sent = pattern(1, 3 * MIB);
         let shorter = tokio::time::timeout(PATIENCE, client.call_raw(ECHO, &sent)).await;
         assert!(shorter.expect("a block").unwrap().bytes() == sent, "{transport:?}");
+        drop(made);
+        client.disconnect().await;
+
+        let path = fixture.path.clone();
+        let options = ClientOptions { message_bytes: GIB, transport, ..ClientOptions::default() };
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options).unwrap();
+            let mut request = client.reserve(GIB as usize).unwrap();
+            request[GIB as usize - 1] = 1;
+            let reply = client.call_reserved(LENGTH.kind(), request).unwrap();
+            assert_eq!(number(&reply), u64::from(GIB), "{transport:?}");
+            let refused = client.reserve(GIB as usize + 1).unwrap_err();
+            assert!(matches!(refused, CallError::TooLarge { .. }));
+            let made = client.call_raw(MAKE, &u64::from(GIB).to_le_bytes()).unwrap();
+            assert_eq!((made.len(), made.last()), (GIB as usize, Some(&9)), "{transport:?}");
+            let soon = CallOptions::default().timeout(PATIENCE);
+            let shorter = client.call_with(LATER, &Payload::from(&sent[..]), &soon).unwrap();
+            assert!(shorter.bytes() == sent, "{transport:?}");
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
     }
 }
 

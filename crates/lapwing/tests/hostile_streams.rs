@@ -6,7 +6,7 @@ use std::time::Duration;
 use lapwing::error::WireError;
 use lapwing::{
     Builder, Call, CallError, CallOptions, ClientOptions, ClientStream, Code, Duplex, EndReason,
-    Payload, Raw, ServerStream, Sink, Source, Status, Transport, blocking,
+    IpcClient, Payload, Raw, ServerStream, Sink, Source, Status, Transport, blocking,
 };
 use lapwing_proto::{Credit, Features, Flags, Goodbye, Hello, Kind, TimeLeft};
 use lapwing_testkit::frame::RawFrame;
@@ -417,17 +417,25 @@ const TREATMENTS: &[Treatment] = &[
     ),
 ];
 
+/// A server that treats the first call so, and hears what it is told for that.
+fn breaking(treatment: &'static Treatment) -> RawServer {
+    let (what, treat, expected) = treatment;
+    RawServer::start(move |greeted| {
+        let mut peer = greeted.grant();
+        let (header, _) = peer.hear_frame();
+        treat(&mut peer, header.id.get());
+        assert_eq!(hear_goodbye(&mut peer), expected.number(), "{what}");
+    })
+}
+
 #[test]
 fn client_cuts_a_server_that_breaks_the_rules_of_streams() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for transport in BOTH {
-        for (what, treat, expected) in TREATMENTS {
-            let server = RawServer::start(move |greeted| {
-                let mut peer = greeted.grant();
-                let (header, _) = peer.hear_frame();
-                treat(&mut peer, header.id.get());
-                assert_eq!(hear_goodbye(&mut peer), expected.number(), "{what}");
-            });
-            let options = ClientOptions { transport, ..ClientOptions::default() };
+        let options = ClientOptions { transport, ..ClientOptions::default() };
+        for treatment in TREATMENTS {
+            let (what, _, expected) = treatment;
+            let server = breaking(treatment);
             let client = blocking::IpcClient::connect_with(server.path(), &options).unwrap();
             let stream = client.stream(FILL, &b"x".to_vec(), &CallOptions::default()).unwrap();
             // Nothing is read before it has been told, so that the window stays as it is.
@@ -435,6 +443,25 @@ fn client_cuts_a_server_that_breaks_the_rules_of_streams() {
             assert!(is_misbehaved(&error, *expected), "{transport:?}, {what}: {error:?}");
             let error = stream.last().unwrap().unwrap_err();
             assert!(is_misbehaved(&error, *expected), "{transport:?}, {what}: {error:?}");
+            server.join();
+
+            let server = breaking(treatment);
+            runtime.block_on(async {
+                let connecting = IpcClient::connect_with(server.path(), options.clone());
+                let client = connecting.await.unwrap();
+                let mut stream = client.stream(FILL, &b"x".to_vec()).await.unwrap();
+                let error = client.ping().await.unwrap_err();
+                assert!(is_misbehaved(&error, *expected), "{transport:?}, {what}: {error:?}");
+                let error = loop {
+                    // Those that came before.
+                    match stream.next().await.unwrap() {
+                        Ok(item) => assert_eq!(item, b"x"),
+                        Err(error) => break error,
+                    }
+                };
+                assert!(is_misbehaved(&error, *expected), "{transport:?}, {what}: {error:?}");
+                assert!(stream.next().await.is_none());
+            });
             server.join();
         }
     }

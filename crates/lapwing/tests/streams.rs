@@ -31,12 +31,31 @@ const NAP: Unary<u64, ()> = Unary::new(0x0506, "test.nap");
 const CARRIED: Unary<(), Carried> = Unary::new(0x0507, "test.carried");
 const FIRST: ClientStream<u64, u64> = ClientStream::new(0x0508, "test.first");
 const PANIC: Duplex<u64, u64> = Duplex::new(0x0509, "test.panic");
+/// Takes no item and never answers.
+const IGNORES: ClientStream<Vec<u8>, u64> = ClientStream::new(0x050A, "test.ignores");
+/// Sends back as many items as the first one says, ends then, and fails if that is an even number.
+const LEAVES: Duplex<u64, u64> = Duplex::new(0x050B, "test.leaves");
+const CARRIED_STREAM: ServerStream<(), Carried> = ServerStream::new(0x050C, "test.carried.stream");
+const CARRIED_UPLOAD: ClientStream<u64, Carried> = ClientStream::new(0x050D, "test.carried.upload");
+const CARRIED_DUPLEX: Duplex<u64, Carried> = Duplex::new(0x050E, "test.carried.duplex");
+const CARRIED_BLOCKING: Unary<(), Carried> = Unary::new(0x050F, "test.carried.blocking");
 
 #[derive(PartialEq, Serialize, Deserialize, Debug)]
 struct Carried {
     tenant: Option<Vec<u8>>,
     trace: Option<[u8; 16]>,
     left_ms: Option<u64>,
+}
+
+impl Carried {
+    fn by(call: &Call) -> Carried {
+        let left = call.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        Carried {
+            tenant: call.metadata.get("tenant").map(<[u8]>::to_vec),
+            trace: call.trace.map(|trace| trace.trace_id),
+            left_ms: left.map(|left| left.as_millis() as u64),
+        }
+    }
 }
 
 /// What the handlers saw.
@@ -107,6 +126,27 @@ async fn panic_after_items(
     panic!("as asked");
 }
 
+async fn leave_early(
+    _: Call,
+    mut numbers: Source<u64, Postcard>,
+    mut same: Sink<u64, Postcard>,
+) -> Result<(), Status> {
+    let first =
+        numbers.next().await?.ok_or_else(|| Status::invalid_argument("there was no item"))?;
+    for _ in 0..first {
+        same.send(&first).await?;
+    }
+    if first % 2 == 0 { Err(Status::aborted("early")) } else { Ok(()) }
+}
+
+async fn carried_duplex(
+    call: Call,
+    _: Source<u64, Postcard>,
+    mut items: Sink<Carried, Postcard>,
+) -> Result<(), Status> {
+    items.send(&Carried::by(&call)).await
+}
+
 fn serve(limits: ServerLimits) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s.sock");
@@ -142,14 +182,19 @@ fn serve(limits: ServerLimits) -> Fixture {
                 Ok(())
             }
         })
-        .route(CARRIED, |call: Call, (): ()| async move {
-            let left = call.deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            Ok(Carried {
-                tenant: call.metadata.get("tenant").map(<[u8]>::to_vec),
-                trace: call.trace.map(|trace| trace.trace_id),
-                left_ms: left.map(|left| left.as_millis() as u64),
-            })
+        .route(CARRIED, |call: Call, (): ()| async move { Ok(Carried::by(&call)) })
+        .route(
+            CARRIED_STREAM,
+            |call: Call, (): (), mut items: Sink<Carried, Postcard>| async move {
+                items.send(&Carried::by(&call)).await
+            },
+        )
+        .route(CARRIED_UPLOAD, |call: Call, _: Source<u64, Postcard>| async move {
+            Ok(Carried::by(&call))
         })
+        .route(CARRIED_DUPLEX, carried_duplex)
+        .route(IGNORES, |_: Call, _items: Source<Vec<u8>, Postcard>| std::future::pending())
+        .route(LEAVES, leave_early)
         .route(FIRST, |_: Call, mut items: Source<u64, Postcard>| async move {
             items.next().await?.ok_or_else(|| Status::invalid_argument("there was no item"))
         })
@@ -321,16 +366,97 @@ async fn reader_that_never_reads_stops_its_own_stream_and_nobody_else() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn window_in_bytes_stops_a_stream_of_long_items() {
     let fixture = serve(ServerLimits::default());
-    let client = IpcClient::connect(&fixture.path).await.unwrap();
-    let unread = client.stream(FOREVER, &60_000).await.unwrap();
-    eventually("five items go", || fixture.seen.items.load(Ordering::SeqCst) >= 5).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let items = || fixture.seen.items.load(Ordering::SeqCst);
     // 256 KiB hold four of them and a part of the fifth.
-    assert_eq!(fixture.seen.items.load(Ordering::SeqCst), 5);
-    drop(unread);
+    let stops_at_five = async |before: usize, transport: Transport| {
+        eventually("five items go", || items() >= before + 5).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(items(), before + 5, "{transport:?}");
+    };
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        let before = items();
+        let mut stream = client.stream(FOREVER, &60_000).await.unwrap();
+        stops_at_five(before, transport).await;
+        // Half of the window is given back when three were taken, and three more go.
+        for _ in 0..3 {
+            assert_eq!(stream.next().await.unwrap().unwrap().len(), 60_000);
+        }
+        eventually("three more go", || items() >= before + 8).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(items(), before + 8, "{transport:?}");
+        drop(stream);
+        client.disconnect().await;
+
+        let (path, seen) = (fixture.path.clone(), Arc::clone(&fixture.seen));
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            let items = || seen.items.load(Ordering::SeqCst);
+            let before = items();
+            // Items come while a thread waits for something.
+            let stops_at = |count: usize| {
+                let until = Instant::now() + Duration::from_secs(20);
+                while items() < before + count {
+                    assert!(Instant::now() < until, "{count} items go");
+                    client.ping().unwrap();
+                }
+                for _ in 0..50 {
+                    std::thread::sleep(Duration::from_millis(1));
+                    client.ping().unwrap();
+                }
+                assert_eq!(items(), before + count, "{transport:?}");
+            };
+            let mut stream = client.stream(FOREVER, &60_000, &CallOptions::default()).unwrap();
+            stops_at(5);
+            for _ in 0..3 {
+                assert_eq!(stream.next().unwrap().unwrap().len(), 60_000);
+            }
+            stops_at(8);
+            drop(stream);
+            client.disconnect();
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
+    }
+}
+
+/// The same in the other direction: a server that takes nothing stops who sends to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn window_in_bytes_stops_who_sends_long_items() {
+    let fixture = serve(ServerLimits::default());
+    let item = vec![7; 60_000];
+    // Whichever side finds out first that the time is over: who waits for credit hears that.
+    let limited = CallOptions::default().timeout(Duration::from_secs(1));
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        let mut upload = client.upload(IGNORES, &limited).await.unwrap();
+        for _ in 0..5 {
+            upload.send(&item).await.unwrap();
+        }
+        assert!(is_full(&upload.try_send(&item)), "{transport:?}");
+        let late = upload.send(&item).await.unwrap_err();
+        assert!(is_late(&late), "{transport:?}: {late:?}");
+        drop(upload);
+        client.disconnect().await;
+
+        let (path, item, limited) = (fixture.path.clone(), item.clone(), limited.clone());
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            let mut upload = client.upload(IGNORES, &limited).unwrap();
+            for _ in 0..5 {
+                upload.send(&item).unwrap();
+            }
+            let refused = upload.try_send(&item);
+            assert!(is_full(&refused), "{transport:?}: {refused:?}");
+            let late = upload.send(&item).unwrap_err();
+            assert!(is_late(&late), "{transport:?}: {late:?}");
+            drop(upload);
+            client.disconnect();
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -566,59 +692,105 @@ async fn call_whose_time_is_over_is_not_sent() {
     assert_eq!(fixture.server.stats().received, 1, "the Goodbye");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_carry_metadata_trace_and_the_time_that_is_left() {
     let fixture = serve(ServerLimits::default());
-    let client = IpcClient::connect(&fixture.path).await.unwrap();
     let nothing = Carried { tenant: None, trace: None, left_ms: None };
-    assert_eq!(client.call(CARRIED, &()).await.unwrap(), nothing);
-    let options = CallOptions::default()
+    let carries = CallOptions::default()
         .timeout(Duration::from_secs(60))
         .metadata(Metadata::from([("tenant", "blue")]))
         .trace(TraceContext { trace_id: [3; 16], parent_id: [4; 8], flags: 1 });
-    let carried = client.call_with(CARRIED, &(), &options).await.unwrap();
-    assert_eq!(carried.tenant.as_deref(), Some(&b"blue"[..]));
-    assert_eq!(carried.trace, Some([3; 16]));
-    let left = carried.left_ms.unwrap();
-    assert!((1..60_000).contains(&left), "{left} ms");
-
     let much = CallOptions::default().metadata(Metadata::from([("key", vec![0; 9000])]));
-    let error = client.call_with(CARRIED, &(), &much).await.unwrap_err();
-    assert!(error.to_string().contains("8192 are allowed"), "{error}");
-    assert_eq!(client.call(CARRIED, &()).await.unwrap(), nothing, "the connection goes on");
+    let assert_carried = |carried: &Carried| {
+        assert_eq!(carried.tenant.as_deref(), Some(&b"blue"[..]));
+        assert_eq!(carried.trace, Some([3; 16]));
+        let left = carried.left_ms.unwrap();
+        assert!((1..60_000).contains(&left), "{left} ms");
+    };
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        assert_eq!(client.call(CARRIED, &()).await.unwrap(), nothing);
+        assert_carried(&client.call_with(CARRIED, &(), &carries).await.unwrap());
+        // Streams of every shape, too.
+        let mut stream = client.stream_with(CARRIED_STREAM, &(), &carries).await.unwrap();
+        assert_carried(&stream.next().await.unwrap().unwrap());
+        assert!(stream.next().await.is_none());
+        let upload = client.upload(CARRIED_UPLOAD, &carries).await.unwrap();
+        assert_carried(&upload.finish().await.unwrap());
+        let (sender, mut items) = client.duplex(CARRIED_DUPLEX, &carries).await.unwrap();
+        assert_carried(&items.next().await.unwrap().unwrap());
+        drop(sender);
+        let error = client.call_with(CARRIED, &(), &much).await.unwrap_err();
+        assert!(error.to_string().contains("8192 are allowed"), "{error}");
+        assert_eq!(client.call(CARRIED, &()).await.unwrap(), nothing, "the connection goes on");
+
+        let (path, carries, much) = (fixture.path.clone(), carries.clone(), much.clone());
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            let nothing = Carried { tenant: None, trace: None, left_ms: None };
+            assert_eq!(client.call(CARRIED, &()).unwrap(), nothing);
+            assert_carried(&client.call_with(CARRIED, &(), &carries).unwrap());
+            let mut stream = client.stream(CARRIED_STREAM, &(), &carries).unwrap();
+            assert_carried(&stream.next().unwrap().unwrap());
+            assert!(stream.next().is_none());
+            let upload = client.upload(CARRIED_UPLOAD, &carries).unwrap();
+            assert_carried(&upload.finish().unwrap());
+            let (sender, mut items) = client.duplex(CARRIED_DUPLEX, &carries).unwrap();
+            assert_carried(&items.next().unwrap().unwrap());
+            drop(sender);
+            let error = client.call_with(CARRIED, &(), &much).unwrap_err();
+            assert!(error.to_string().contains("8192 are allowed"), "{error}");
+            assert_eq!(client.call(CARRIED, &()).unwrap(), nothing, "the connection goes on");
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
+    }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handler_s_own_calls_inherit_the_time_that_is_left_and_the_trace() {
-    let inner = serve(ServerLimits::default());
-    let inner_client = IpcClient::connect(&inner.path).await.unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("outer.sock");
-    let through = inner_client.clone();
-    let _outer = IpcServer::builder()
-        .bind(&path)
-        .unwrap()
-        .route(CARRIED, move |_: Call, (): ()| {
-            let client = through.clone();
-            async move {
-                // Past its first await it runs in a task of its own.
-                tokio::time::sleep(Duration::from_millis(2)).await;
-                client.call(CARRIED, &()).await.map_err(|error| Status::internal(error.to_string()))
-            }
-        })
-        .serve()
-        .unwrap();
-    let client = IpcClient::connect(&path).await.unwrap();
-    let options = CallOptions::default().timeout(Duration::from_secs(60)).trace(TraceContext {
-        trace_id: [9; 16],
-        parent_id: [1; 8],
-        flags: 0,
-    });
-    let carried = client.call_with(CARRIED, &(), &options).await.unwrap();
-    assert_eq!(carried.trace, Some([9; 16]));
-    assert!((1..60_000).contains(&carried.left_ms.unwrap()));
-    let carried = client.call(CARRIED, &()).await.unwrap();
-    assert_eq!(carried, Carried { tenant: None, trace: None, left_ms: None });
+    for transport in BOTH {
+        let inner = serve(ServerLimits::default());
+        let through = IpcClient::connect_with(&inner.path, options(transport)).await.unwrap();
+        let inner_path = inner.path.clone();
+        let connect = move || blocking::IpcClient::connect_with(inner_path, &options(transport));
+        let blocking = tokio::task::spawn_blocking(connect).await.unwrap().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("outer.sock");
+        let internal = |error: CallError| Status::internal(error.to_string());
+        let _outer = IpcServer::builder()
+            .bind(&path)
+            .unwrap()
+            .route(CARRIED, move |_: Call, (): ()| {
+                let client = through.clone();
+                async move {
+                    // Past its first await it runs in a task of its own.
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    client.call(CARRIED, &()).await.map_err(internal)
+                }
+            })
+            .route(CARRIED_BLOCKING, move |_: Call, (): ()| {
+                let client = blocking.clone();
+                async move {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                    tokio::task::block_in_place(|| client.call(CARRIED, &())).map_err(internal)
+                }
+            })
+            .serve()
+            .unwrap();
+        let client = IpcClient::connect_with(&path, options(transport)).await.unwrap();
+        let carries = CallOptions::default().timeout(Duration::from_secs(60)).trace(TraceContext {
+            trace_id: [9; 16],
+            parent_id: [1; 8],
+            flags: 0,
+        });
+        for outer in [CARRIED, CARRIED_BLOCKING] {
+            let carried = client.call_with(outer, &(), &carries).await.unwrap();
+            assert_eq!(carried.trace, Some([9; 16]));
+            assert!((1..60_000).contains(&carried.left_ms.unwrap()));
+            let carried = client.call(outer, &()).await.unwrap();
+            assert_eq!(carried, Carried { tenant: None, trace: None, left_ms: None });
+        }
+    }
 }
 
 /// Whichever way it makes them: what is a call's own is not told from what it inherits.
@@ -724,24 +896,110 @@ async fn deadline_ends_calls_two_hops_away() {
     eventually("it is dropped there", || running() == 0).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_that_answers_early_ends_the_upload_and_its_answer_stays() {
+    let is_invalid = |error: &CallError| matches!(error, CallError::Status(s) if s.code == Code::InvalidArgument);
     let fixture = serve(ServerLimits::default());
-    let client = IpcClient::connect(&fixture.path).await.unwrap();
-    let mut upload = client.upload(FIRST, &CallOptions::default()).await.unwrap();
-    let ended = loop {
-        match upload.send(&42).await {
-            Ok(()) => {}
-            Err(error) => break error,
-        }
-    };
-    assert!(matches!(ended, CallError::StreamEnded), "{ended:?}");
-    assert_eq!(upload.finish().await.unwrap(), 42);
-    assert_eq!(client.call(LENGTH, &"on".to_owned()).await.unwrap(), 2);
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        let none = CallOptions::default();
+        let mut upload = client.upload(FIRST, &none).await.unwrap();
+        let ended = loop {
+            match upload.send(&42).await {
+                Ok(()) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(ended, CallError::StreamEnded), "{ended:?}");
+        assert!(matches!(upload.try_send(&42), Err(CallError::StreamEnded)));
+        assert_eq!(upload.finish().await.unwrap(), 42);
+        assert_eq!(client.call(LENGTH, &"on".to_owned()).await.unwrap(), 2);
 
-    let empty = client.upload(FIRST, &CallOptions::default()).await.unwrap();
-    let error = empty.finish().await.unwrap_err();
-    assert!(matches!(&error, CallError::Status(status) if status.code == Code::InvalidArgument));
+        let empty = client.upload(FIRST, &none).await.unwrap();
+        assert!(is_invalid(&empty.finish().await.unwrap_err()));
+
+        let path = fixture.path.clone();
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            let none = CallOptions::default();
+            let mut upload = client.upload(FIRST, &none).unwrap();
+            let ended = loop {
+                match upload.send(&42) {
+                    Ok(()) => {}
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(ended, CallError::StreamEnded), "{ended:?}");
+            assert!(matches!(upload.try_send(&42), Err(CallError::StreamEnded)));
+            assert_eq!(upload.finish().unwrap(), 42);
+            assert_eq!(client.call(LENGTH, &"on".to_owned()).unwrap(), 2);
+
+            let empty = client.upload(FIRST, &none).unwrap();
+            assert!(is_invalid(&empty.finish().unwrap_err()));
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
+    }
+}
+
+/// Also while it is sent to: its items come whole, then its end, and the sender learns of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn server_that_ends_a_duplex_early_ends_both_directions_and_its_items_stay() {
+    let is_early =
+        |error: &CallError| matches!(error, CallError::Status(s) if s.code == Code::Aborted);
+    let fixture = serve(ServerLimits::default());
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        for (wanted, fails) in [(3, false), (4, true)] {
+            let none = CallOptions::default();
+            let (mut sender, mut same) = client.duplex(LEAVES, &none).await.unwrap();
+            let ended = loop {
+                match sender.send(&wanted).await {
+                    Ok(()) => {}
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(ended, CallError::StreamEnded), "{ended:?}");
+            for _ in 0..wanted {
+                assert_eq!(same.next().await.unwrap().unwrap(), wanted);
+            }
+            match same.next().await {
+                None => assert!(!fails),
+                Some(last) => assert!(fails && is_early(&last.unwrap_err())),
+            }
+            assert!(same.next().await.is_none());
+            // That the call has ended is no error of the last word.
+            sender.finish().await.unwrap();
+        }
+        assert_eq!(client.call(LENGTH, &"on".to_owned()).await.unwrap(), 2);
+
+        let path = fixture.path.clone();
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            for (wanted, fails) in [(3, false), (4, true)] {
+                let (mut sender, mut same) =
+                    client.duplex(LEAVES, &CallOptions::default()).unwrap();
+                let ended = loop {
+                    match sender.send(&wanted) {
+                        Ok(()) => {}
+                        Err(error) => break error,
+                    }
+                };
+                assert!(matches!(ended, CallError::StreamEnded), "{ended:?}");
+                for _ in 0..wanted {
+                    assert_eq!(same.next().unwrap().unwrap(), wanted);
+                }
+                match same.next() {
+                    None => assert!(!fails),
+                    Some(last) => assert!(fails && is_early(&last.unwrap_err())),
+                }
+                assert!(same.next().is_none());
+                sender.finish().unwrap();
+            }
+            assert_eq!(client.call(LENGTH, &"on".to_owned()).unwrap(), 2);
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
+    }
+    assert_eq!(fixture.server.stats().misbehaved, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

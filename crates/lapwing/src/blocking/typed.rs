@@ -7,8 +7,8 @@ use std::time::Instant;
 use super::{IpcClient, PendingCall, Shared};
 use crate::ambient::Ambient;
 use crate::client::{
-    Again, Brings, Core, Item, ItemError, Outgoing, Started, Turn, Until, in_time, kind_of, read,
-    try_sent, written,
+    Again, Brings, Core, Item, ItemError, Outgoing, Started, Turn, Until, ended_in_time, in_time,
+    kind_of, read, try_sent, written,
 };
 use crate::codec::{Decode, Encode, Form};
 use crate::error::{CallError, timed};
@@ -454,7 +454,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     pub fn send(&mut self, item: &T) -> Result<(), CallError> {
         let item = self.write(item)?;
         in_time(self.call.deadline)?;
-        self.call.send(Some(&item))
+        ended_in_time(self.call.deadline, self.call.send(Some(&item)))
     }
 
     /// Sends one item if there is room for it now.
@@ -467,7 +467,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
         in_time(self.call.deadline)?;
         let sent = self.call.shared().core.send_item(&self.call.call, &item, None);
         self.call.client.leave_rest();
-        try_sent(sent)
+        ended_in_time(self.call.deadline, try_sent(sent))
     }
 
     fn write(&self, item: &T) -> Result<Payload, CallError> {

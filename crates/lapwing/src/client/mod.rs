@@ -41,7 +41,7 @@ pub(crate) use self::options::{Until, checksum_set, program_name};
 pub use self::stats::ClientStats;
 pub(crate) use self::streams::{Item, ItemError};
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
-pub(crate) use self::typed::{at_once, in_time, kind_of, read, try_sent, written};
+pub(crate) use self::typed::{at_once, ended_in_time, in_time, kind_of, read, try_sent, written};
 use crate::ambient::Ambient;
 use crate::bulk::Reserved;
 use crate::control::ControlSocket;

@@ -587,7 +587,8 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
         in_time(self.call.deadline)?;
         let mut turn = Turn::new(&self.call.shared.core);
         let work = poll_fn(|cx| self.call.poll_send(cx, Some(&item), &mut turn));
-        super::within(self.call.deadline.into(), pin!(work)).await
+        let sent = super::within(self.call.deadline.into(), pin!(work)).await;
+        ended_in_time(self.call.deadline, sent)
     }
 
     /// Sends one item if there is room for it now.
@@ -600,7 +601,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
         in_time(self.call.deadline)?;
         let sent = self.call.shared.core.send_item(&self.call.call, &item, None);
         self.call.shared.sent();
-        try_sent(sent)
+        ended_in_time(self.call.deadline, try_sent(sent))
     }
 
     fn write(&self, item: &T) -> Result<Payload, CallError> {
@@ -615,6 +616,18 @@ pub(crate) fn in_time(deadline: Option<Instant>) -> Result<(), CallError> {
     match deadline {
         Some(at) if Instant::now() >= at => Err(CallError::DeadlineExceeded),
         _ => Ok(()),
+    }
+}
+
+/// Of an item of a call whose time is over it is one answer that it did not go for that, whichever side found out first.
+#[inline]
+pub(crate) fn ended_in_time(
+    deadline: Option<Instant>,
+    sent: Result<(), CallError>,
+) -> Result<(), CallError> {
+    match sent {
+        Err(CallError::StreamEnded) => in_time(deadline).and(sent),
+        sent => sent,
     }
 }
 
