@@ -84,6 +84,12 @@ impl SendCredit {
         SendCredit { items: Credit::WINDOW.items, bytes: Credit::WINDOW.bytes as i64 }
     }
 
+    /// How many items may go, and how many bytes: below zero by the rest of one item at most.
+    #[must_use]
+    pub const fn available(&self) -> (u32, i64) {
+        (self.items, self.bytes)
+    }
+
     /// Whether an item of any length may go now.
     #[inline]
     #[must_use]
@@ -209,6 +215,12 @@ impl<W> CreditGate<W> {
         self.waiting.take()
     }
 
+    /// What may still go.
+    #[must_use]
+    pub const fn credit(&self) -> SendCredit {
+        self.credit
+    }
+
     /// Who waits for credit.
     #[must_use]
     pub const fn waiting(&self) -> Option<&W> {
@@ -254,6 +266,12 @@ impl ReceiveCredit {
     pub fn take(&mut self, bytes: u32) {
         self.taken_items += 1;
         self.taken_bytes = self.taken_bytes.saturating_add(bytes);
+    }
+
+    /// What was taken and not yet given back.
+    #[must_use]
+    pub const fn taken(&self) -> Credit {
+        Credit { items: self.taken_items, bytes: self.taken_bytes }
     }
 
     /// Whether giving back is worth a frame: half of the window has been taken.

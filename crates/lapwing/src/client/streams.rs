@@ -74,6 +74,13 @@ impl StreamCall {
         Ok(self.reader.take())
     }
 
+    /// The next item, and whether credit is due for those taken so far.
+    fn take_item(&mut self) -> Option<(Payload, bool)> {
+        let item = self.items.pop_front()?;
+        self.receive.take(item.len() as u32);
+        Some((item, self.receive.is_due() && self.ended.is_none()))
+    }
+
     pub(super) fn grant(&mut self, credit: Credit) -> Result<Option<Waker>, Broken> {
         let beyond = || misbehaved(WireError::BadCredit, "it granted more than the window holds");
         self.send.grant(credit).map_err(|_| beyond())
@@ -98,7 +105,7 @@ impl Core {
             }
             _ => return Some(Item::Over(Outcome::Ended)),
         };
-        let Some(item) = call.items.pop_front() else {
+        let Some((item, is_due)) = call.take_item() else {
             if call.ended.is_none() {
                 keep(&mut call.reader, waker);
                 return None;
@@ -111,8 +118,7 @@ impl Core {
             self.offer_room();
             return Some(Item::Over(outcome));
         };
-        call.receive.take(item.len() as u32);
-        if call.receive.is_due() && call.ended.is_none() {
+        if is_due {
             self.give_credit(&mut outbox, id);
         }
         Some(Item::Here(item))
@@ -269,3 +275,7 @@ fn keep(slot: &mut Option<Waker>, waker: Option<&Waker>) {
         *slot = Some(waker.clone());
     }
 }
+
+#[cfg(test)]
+#[path = "streams_tests.rs"]
+mod tests;

@@ -31,6 +31,8 @@ pub use self::items::{ItemSink, ItemSource, TrySendError};
 pub use self::router::RouteError;
 use self::router::Router;
 pub use self::running::Cancellation;
+#[cfg(test)]
+pub(crate) use self::running::{CallEnd, CallState, Taken};
 pub use self::stats::ServerStats;
 use self::stats::Totals;
 pub use self::typed::{Call, Inline, Route, Sink, Source};

@@ -227,6 +227,17 @@ impl CallState {
     }
 }
 
+#[cfg(test)]
+impl CallState {
+    /// The accounts of the stream of replies and of the stream of requests, and the lengths of the items that have come
+    /// and were not taken.
+    pub(crate) fn accounts(&self) -> (lapwing_proto::SendCredit, ReceiveCredit, Vec<u32>) {
+        let inner = self.lock();
+        let held = inner.items.iter().map(|item| item.len() as u32).collect();
+        (inner.send.credit(), inner.receive, held)
+    }
+}
+
 /// Tells a handler that its call is over: the caller gave it up, its deadline has passed, or its connection
 /// has ended. An async handler is dropped at its next await then; this is for what it started elsewhere, as
 /// on a thread for blocking work.
