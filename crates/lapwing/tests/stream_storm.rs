@@ -1,14 +1,19 @@
 //! Many streams and calls at once on one connection, begun, read, left, cancelled and run out of time in random
-//! order: afterwards every place is free, no handler runs, and nobody has misbehaved.
+//! order, by clients that leave in order, go at once or are killed in the middle: afterwards every place is free, no handler
+//! runs, and nobody has misbehaved.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lapwing::{
-    Call, CallError, CallOptions, ClientOptions, ClientStream, Code, Duplex, IpcClient, IpcServer,
-    Postcard, ServerLimits, ServerStream, Sink, Source, Spin, Status, Transport, Unary, blocking,
+    Call, CallError, CallOptions, ClientOptions, ClientStream, Code, Delivered, Duplex, EndReason,
+    IpcClient, IpcServer, Postcard, ServerLimits, ServerStats, ServerStream, Sink, Source, Spin,
+    Status, Transport, Unary, blocking,
 };
+use lapwing_testkit::process::{self, RoleProcess};
+use lapwing_testkit::test_name;
 
 const ECHO: Unary<u64, u64> = Unary::new(0x0500, "storm.echo");
 const COUNT: ServerStream<u64, u64> = ServerStream::new(0x0501, "storm.count");
@@ -326,14 +331,226 @@ fn one_blocking(client: &blocking::IpcClient, dice: &mut Dice) -> Result<(), Cal
 }
 
 async fn settle(storm: &Storm) {
+    let stats = settle_after_departures(storm).await;
+    assert_eq!(stats.vanished, 0, "{stats:?}");
+}
+
+/// As [`settle`], where clients may have gone without a word.
+async fn settle_after_departures(storm: &Storm) -> ServerStats {
     let until = Instant::now() + Duration::from_secs(20);
     while storm.running.load(Ordering::SeqCst) > 0 || storm.server.connections() > 0 {
         assert!(Instant::now() < until, "handlers or connections are left");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let stats = storm.server.stats();
-    assert_eq!((stats.misbehaved, stats.vanished, stats.panics), (0, 0, 0), "{stats:?}");
+    assert_eq!((stats.misbehaved, stats.panics), (0, 0), "{stats:?}");
+    assert_eq!(stats.accepted, stats.closed + stats.vanished, "each has ended once: {stats:?}");
     assert!(stats.cancelled > 0, "some were given up: {stats:?}");
+    stats
+}
+
+/// Whether an error says that this side takes no new calls any more; until then it is what a storm brings. A call that
+/// has begun goes on to its end.
+#[track_caller]
+fn is_left(error: &CallError) -> bool {
+    let left = matches!(
+        error,
+        CallError::Disconnected { delivered: Delivered::Never, reason: EndReason::ClosedHere }
+    );
+    if !left {
+        assert_expected(error);
+    }
+    left
+}
+
+/// Which of the storms, and when it ends.
+fn departures() -> impl Iterator<Item = (u64, Transport, Duration)> {
+    let mut dice = Dice(11);
+    (0..12).map(move |round| {
+        let transport = if round % 2 == 0 { Transport::SharedMemory } else { Transport::Socket };
+        (round, transport, Duration::from_micros(dice.roll(30_000)))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn storm_of_async_streams_whose_client_disconnects_ends_every_call() {
+    let storm = serve();
+    for (round, transport, after) in departures() {
+        let options = ClientOptions { transport, ..ClientOptions::default() };
+        let client = IpcClient::connect_with(storm.server.path(), options).await.unwrap();
+        let tasks: Vec<_> = (0..16)
+            .map(|task| {
+                let client = client.clone();
+                tokio::spawn(async move {
+                    let mut dice = Dice(round * 1000 + task);
+                    loop {
+                        match one(&client, &mut dice).await {
+                            Err(error) if is_left(&error) => break,
+                            _ => {}
+                        }
+                    }
+                })
+            })
+            .collect();
+        tokio::time::sleep(after).await;
+        let begun = Instant::now();
+        client.disconnect().await;
+        assert!(begun.elapsed() < Duration::from_secs(5), "all that has begun ends");
+        for task in tasks {
+            let finished = tokio::time::timeout(Duration::from_secs(60), task).await;
+            finished.expect("no task hangs").unwrap();
+        }
+    }
+    settle(&storm).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn storm_of_blocking_streams_whose_client_disconnects_ends_every_call() {
+    let storm = serve();
+    for (round, transport, after) in departures() {
+        let options = ClientOptions { transport, ..ClientOptions::default() };
+        let client = blocking::IpcClient::connect_with(storm.server.path(), &options).unwrap();
+        let (over, finished) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            std::thread::scope(|scope| {
+                for thread in 0..16 {
+                    let client = &client;
+                    scope.spawn(move || {
+                        let mut dice = Dice(round * 1000 + thread);
+                        loop {
+                            match one_blocking(client, &mut dice) {
+                                Err(error) if is_left(&error) => break,
+                                _ => {}
+                            }
+                        }
+                    });
+                }
+                std::thread::sleep(after);
+                let begun = Instant::now();
+                client.disconnect();
+                assert!(begun.elapsed() < Duration::from_secs(5), "all that has begun ends");
+            });
+            let _ = over.send(());
+        });
+        let finished = tokio::time::timeout(Duration::from_secs(60), finished).await;
+        finished.expect("no thread hangs").expect("no thread fails");
+    }
+    settle(&storm).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn storm_whose_client_is_dropped_at_once_ends_every_handler() {
+    let storm = serve();
+    for (round, transport, after) in departures() {
+        let options = ClientOptions { transport, ..ClientOptions::default() };
+        let client = IpcClient::connect_with(storm.server.path(), options).await.unwrap();
+        let tasks: Vec<_> = (0..16)
+            .map(|task| {
+                let client = client.clone();
+                tokio::spawn(async move {
+                    let mut dice = Dice(round * 1000 + task);
+                    loop {
+                        if let Err(error) = one(&client, &mut dice).await {
+                            assert_expected(&error);
+                        }
+                    }
+                })
+            })
+            .collect();
+        drop(client);
+        tokio::time::sleep(after).await;
+        tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        for task in tasks {
+            let ended = tokio::time::timeout(Duration::from_secs(60), task).await;
+            let error = ended.expect("no task hangs").unwrap_err();
+            assert!(error.is_cancelled(), "{error}");
+        }
+    }
+    // Its Goodbye may have found no room.
+    settle_after_departures(&storm).await;
+}
+
+const SERVER: &str = "LAPWING_TEST_SERVER";
+const FAILED: &str = "LAPWING_TEST_FAILED";
+
+/// Storms in every way at once until it is killed. Leaves a file if something fails.
+fn play_stormer() {
+    let failed = PathBuf::from(process::setting(FAILED));
+    std::panic::set_hook(Box::new(move |panic| {
+        let _ = std::fs::write(&failed, panic.to_string());
+    }));
+    process::ready();
+    let path = PathBuf::from(process::setting(SERVER));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    std::thread::scope(|scope| {
+        for (seed, transport) in [(5, Transport::SharedMemory), (6, Transport::Socket)] {
+            let options = ClientOptions { transport, ..ClientOptions::default() };
+            let client = blocking::IpcClient::connect_with(&path, &options).unwrap();
+            for thread in 0..4 {
+                let client = client.clone();
+                scope.spawn(move || {
+                    let mut dice = Dice(seed * 1000 + thread);
+                    loop {
+                        if let Err(error) = one_blocking(&client, &mut dice) {
+                            assert_expected(&error);
+                        }
+                    }
+                });
+            }
+            let client = runtime.block_on(IpcClient::connect_with(&path, options)).unwrap();
+            for task in 0..8 {
+                let client = client.clone();
+                runtime.spawn(async move {
+                    let mut dice = Dice(seed * 2000 + task);
+                    loop {
+                        if let Err(error) = one(&client, &mut dice).await {
+                            assert_expected(&error);
+                        }
+                    }
+                });
+            }
+        }
+    });
+}
+
+fn stormer(test: &str, server: &Path, failed: &Path) -> RoleProcess {
+    let settings = [(SERVER, server.as_os_str()), (FAILED, failed.as_os_str())];
+    RoleProcess::start(test, "stormer", &settings)
+}
+
+#[test]
+fn storm_of_clients_killed_in_the_middle_ends_every_handler() {
+    if process::role().as_deref() == Some("stormer") {
+        return play_stormer();
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let storm = runtime.block_on(async { serve() });
+    let folder = tempfile::tempdir().unwrap();
+    let failed = folder.path().join("failed");
+    let mut dice = Dice(13);
+    for _ in 0..8 {
+        let mut client = stormer(test_name!(), storm.server.path(), &failed);
+        // At work, on all four connections, before its moment comes.
+        let until = Instant::now() + Duration::from_secs(20);
+        while storm.server.connections() < 4 && !failed.exists() {
+            assert!(Instant::now() < until, "it does not connect");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_micros(dice.roll(50_000)));
+        client.kill();
+        let failure = std::fs::read_to_string(&failed).unwrap_or_default();
+        assert_eq!(failure, "", "a stormer failed");
+        let until = Instant::now() + Duration::from_secs(20);
+        while storm.server.connections() > 0 {
+            assert!(Instant::now() < until, "a connection of the dead is left");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let stats = runtime.block_on(settle_after_departures(&storm));
+    assert_eq!((stats.accepted, stats.vanished), (32, 32), "{stats:?}");
+    // Others are served.
+    let client = blocking::IpcClient::connect(storm.server.path()).unwrap();
+    assert_eq!(client.call(ECHO, &7).unwrap(), 7);
 }
 
 /// A leader that leaves calls another thread to lead. One that runs out of time at that very moment has to pass that on,
