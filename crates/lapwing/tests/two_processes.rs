@@ -147,8 +147,15 @@ fn what_is_sent_to_a_server_killed_before_went_nowhere() {
     for client in &clients {
         client.call_raw(ECHO, b"1").unwrap();
     }
-    // One that is killed while it still looks for calls may have seen what comes after it.
-    eventually("the server sleeps", || all_threads_sleep(victim.pid()).then_some(()));
+    // One that is killed while it still looks for calls may have seen what comes after it. A moment's sleep may be
+    // another than that in which it waits for calls; and a client looks at its socket once a millisecond at most.
+    eventually("the server sleeps", || {
+        let sleeps = || {
+            std::thread::sleep(Duration::from_millis(2));
+            all_threads_sleep(victim.pid())
+        };
+        (0..5).all(|_| sleeps()).then_some(())
+    });
     victim.kill();
     for pair in clients.chunks(2) {
         assert_never(&pair[0].call_raw(ECHO, b"2").unwrap_err());
