@@ -8,9 +8,17 @@ use lapwing_proto::TimeLeft;
 
 use crate::platform::{self, TICK};
 
-/// One moment on both clocks.
-static ORIGIN: LazyLock<(Instant, u64)> =
-    LazyLock::new(|| (Instant::now(), platform::monotonic_ns()));
+/// One moment on both clocks. Of a few pairs of looks the closest counts, for something may come between; and of its two
+/// instants the later, so that none that is told of a time is too early.
+static ORIGIN: LazyLock<(Instant, u64)> = LazyLock::new(|| {
+    let look = |_| {
+        let (before, at_ns) = (Instant::now(), platform::monotonic_ns());
+        let after = Instant::now();
+        (after - before, (after, at_ns))
+    };
+    let pairs = (0..8).map(look).min_by_key(|(apart, _)| *apart);
+    pairs.expect("there are eight").1
+});
 
 /// The time that a call has which is sent now and given up at `deadline`.
 #[inline]
@@ -48,9 +56,19 @@ pub(crate) fn left(ends_at_ns: u64) -> Duration {
     Duration::from_nanos(left)
 }
 
+/// When a call is ended that begins now, had so much time when it was sent, and ends at that time: not before its sender
+/// ends it, who may have said a tick too early when it was sent, and not later than if it had been sent now. `None` is
+/// too far for the clock.
+#[inline]
+pub(crate) fn deadline(remaining: Duration, ends_at_ns: u64) -> Option<Instant> {
+    let from_now = Instant::now().checked_add(remaining);
+    let from_then = instant(ends_at_ns.saturating_add(nanos(TICK)));
+    from_now.into_iter().chain(from_then).min()
+}
+
 /// The same time on the clock of this process; `None` is too far for it.
 #[inline]
-pub(crate) fn instant(at_ns: u64) -> Option<Instant> {
+fn instant(at_ns: u64) -> Option<Instant> {
     let (origin, origin_ns) = *ORIGIN;
     match at_ns.checked_sub(origin_ns) {
         Some(after) => origin.checked_add(Duration::from_nanos(after)),
@@ -129,6 +147,22 @@ mod tests {
             let at = instant(at_ns).unwrap();
             assert!(at >= from - slack && at <= to + slack, "{ahead}");
         }
+    }
+
+    #[test]
+    fn running_call_is_ended_when_its_sender_ends_it_and_not_a_tick_before() {
+        let ends_at = |waited: Duration| {
+            let time = TimeLeft { remaining_us: micros(SECOND), sent_at_ns: sent_before(waited) };
+            deadline(SECOND, end(time)).unwrap()
+        };
+        let now = Instant::now();
+        assert!(ends_at(Duration::ZERO) >= now + SECOND);
+        assert!(ends_at(TICK) >= now + SECOND, "a tick may be the clock's");
+        let waited = SECOND / 2;
+        assert!(ends_at(waited) >= now + SECOND - waited);
+        let latest = Instant::now() + SECOND - waited + 2 * TICK;
+        assert!(ends_at(waited) <= latest);
+        assert!(deadline(SECOND, u64::MAX).unwrap() <= Instant::now() + SECOND);
     }
 
     #[test]

@@ -1026,7 +1026,7 @@ impl<K: Into<String>, V: Into<Vec<u8>>, const N: usize> From<[(K, V); N]> for Me
 /// What a frame's extension block carries.
 #[derive(Default, Debug)]
 pub(crate) struct Carried {
-    /// Time that is left for the call.
+    /// Time that was left for the call when it was sent.
     pub(crate) remaining: Option<Duration>,
     /// When that is over, in nanoseconds of the clock that both sides may have.
     pub(crate) ends_at_ns: Option<u64>,
