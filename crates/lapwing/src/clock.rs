@@ -60,10 +60,9 @@ pub(crate) fn left(ends_at_ns: u64) -> Duration {
 /// ends it, who may have said a tick too early when it was sent, and not later than if it had been sent now. `None` is
 /// too far for the clock.
 #[inline]
-pub(crate) fn deadline(remaining: Duration, ends_at_ns: u64) -> Option<Instant> {
-    let from_now = Instant::now().checked_add(remaining);
-    let from_then = instant(ends_at_ns.saturating_add(nanos(TICK)));
-    from_now.into_iter().chain(from_then).min()
+pub(crate) fn deadline(remaining_us: u64, ends_at_ns: u64) -> Option<Instant> {
+    let time = TimeLeft { remaining_us, sent_at_ns: platform::monotonic_ns() };
+    instant(end(time).min(ends_at_ns.saturating_add(nanos(TICK))))
 }
 
 /// The same time on the clock of this process; `None` is too far for it.
@@ -153,7 +152,7 @@ mod tests {
     fn running_call_is_ended_when_its_sender_ends_it_and_not_a_tick_before() {
         let ends_at = |waited: Duration| {
             let time = TimeLeft { remaining_us: micros(SECOND), sent_at_ns: sent_before(waited) };
-            deadline(SECOND, end(time)).unwrap()
+            deadline(time.remaining_us, end(time)).unwrap()
         };
         let now = Instant::now();
         assert!(ends_at(Duration::ZERO) >= now + SECOND);
@@ -162,7 +161,7 @@ mod tests {
         assert!(ends_at(waited) >= now + SECOND - waited);
         let latest = Instant::now() + SECOND - waited + 2 * TICK;
         assert!(ends_at(waited) <= latest);
-        assert!(deadline(SECOND, u64::MAX).unwrap() <= Instant::now() + SECOND);
+        assert!(deadline(micros(SECOND), u64::MAX).unwrap() <= Instant::now() + SECOND);
     }
 
     #[test]

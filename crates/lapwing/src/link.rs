@@ -1026,8 +1026,10 @@ impl<K: Into<String>, V: Into<Vec<u8>>, const N: usize> From<[(K, V); N]> for Me
 /// What a frame's extension block carries.
 #[derive(Default, Debug)]
 pub(crate) struct Carried {
-    /// Time that was left for the call when it was sent.
+    /// Time that is left for the call.
     pub(crate) remaining: Option<Duration>,
+    /// The same when it was sent, in microseconds; 0 without.
+    pub(crate) remaining_us: u64,
     /// When that is over, in nanoseconds of the clock that both sides may have.
     pub(crate) ends_at_ns: Option<u64>,
     /// What is rarer.
@@ -1056,7 +1058,8 @@ pub(crate) fn take_extensions(frame: &mut Frame) -> Result<Carried, ExtensionErr
     };
     frame.front = Header::BYTES + TimeLeft::BLOCK_BYTES;
     let remaining = Some(Duration::from_micros(time.remaining_us));
-    Ok(Carried { remaining, ends_at_ns: Some(clock::end(time)), more: None })
+    let (remaining_us, ends_at_ns) = (time.remaining_us, Some(clock::end(time)));
+    Ok(Carried { remaining, remaining_us, ends_at_ns, more: None })
 }
 
 #[cold]
@@ -1079,7 +1082,8 @@ fn take_any_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
     let time = remaining_us.zip(sent_at_ns);
     let ends_at_ns =
         time.map(|(remaining_us, sent_at_ns)| clock::end(TimeLeft { remaining_us, sent_at_ns }));
-    Ok(Carried { remaining, ends_at_ns, more: Some(more) })
+    let remaining_us = remaining_us.unwrap_or(0);
+    Ok(Carried { remaining, remaining_us, ends_at_ns, more: Some(more) })
 }
 
 /// Appends an extension block.

@@ -567,12 +567,22 @@ impl Connection {
         let carried = if flags.contains(Flags::EXTENDED) {
             let detail = "an extension block cannot be understood";
             let taken = take_extensions(&mut self.frame);
-            let carried = taken.map_err(|_| misbehaved(WireError::BadExtension, detail))?;
+            let mut carried = taken.map_err(|_| misbehaved(WireError::BadExtension, detail))?;
             if carried.form() == Form::Json && !self.takes_json {
                 return Err(misbehaved(
                     WireError::BadExtension,
                     "calls in JSON were not agreed on",
                 ));
+            }
+            if !self.shares_clock {
+                carried.ends_at_ns = None;
+            }
+            // What its way and its queues have left of it.
+            if let Some(remaining) = &mut carried.remaining {
+                *remaining = match carried.ends_at_ns {
+                    Some(ends_at_ns) => clock::left(ends_at_ns),
+                    None => remaining.saturating_sub(self.ahead.waited()),
+                };
             }
             Some(carried)
         } else {
@@ -597,8 +607,7 @@ impl Connection {
             drop(outbox);
             return self.fail(header, &CallEnd::Cancelled.status());
         }
-        let left = carried.as_ref().and_then(|carried| self.left(carried));
-        if left == Some(Duration::ZERO) {
+        if let Some(Carried { remaining: Some(Duration::ZERO), .. }) = carried {
             return self.fail(header, &CallEnd::DeadlineExceeded.status());
         }
         match &route.handler {
@@ -620,13 +629,14 @@ impl Connection {
                 }
             }
             Handler::Typed(handler) => {
+                let remaining = carried.as_ref().and_then(|carried| carried.remaining);
                 let more = carried.as_ref().and_then(|carried| carried.more.as_deref());
                 let (trace, metadata, form) = match more {
                     Some(more) => (more.trace, &more.metadata, more.form),
                     None => (None, &Metadata::NONE, Form::Own),
                 };
                 let caller = &*self.caller;
-                let call = InlineCall { caller, remaining: left, metadata, trace, form };
+                let call = InlineCall { caller, remaining, metadata, trace, form };
                 let payload = self.frame.take_payload();
                 let reply = &mut self.reply;
                 let run = || run_typed(handler, &call, payload, reply);
@@ -646,31 +656,7 @@ impl Connection {
                     Err(Panicked) => self.fail_for_panic(header, route),
                 }
             }
-            Handler::Async(handler) => {
-                let deadline = carried.as_ref().and_then(|carried| self.deadline(carried, left));
-                self.begin(cx, header, route, handler.as_ref(), carried, deadline)
-            }
-        }
-    }
-
-    /// What its way and its queues have left of a call's time.
-    #[inline(always)]
-    fn left(&self, carried: &Carried) -> Option<Duration> {
-        let remaining = carried.remaining?;
-        match carried.ends_at_ns {
-            Some(ends_at_ns) if self.shares_clock => Some(clock::left(ends_at_ns).min(remaining)),
-            _ => Some(remaining.saturating_sub(self.ahead.waited())),
-        }
-    }
-
-    /// When a call is ended that runs by then. A time too long for the clock is none.
-    #[inline(always)]
-    fn deadline(&self, carried: &Carried, left: Option<Duration>) -> Option<Instant> {
-        match (carried.remaining, carried.ends_at_ns) {
-            (Some(remaining), Some(ends_at_ns)) if self.shares_clock => {
-                clock::deadline(remaining, ends_at_ns)
-            }
-            _ => left.and_then(|left| Instant::now().checked_add(left)),
+            Handler::Async(handler) => self.begin(cx, header, route, handler.as_ref(), carried),
         }
     }
 
@@ -683,17 +669,22 @@ impl Connection {
         route: &Route,
         handler: &dyn AsyncHandler,
         carried: Option<Carried>,
-        deadline: Option<Instant>,
     ) -> Result<Option<Header>, Broken> {
         let mut request =
             Request::new(header.kind.number(), self.frame.take_payload(), Arc::clone(&self.caller));
         request.reply_bytes_max = self.message_max;
         request.out = Some(Arc::clone(&self.out));
         request.span = spans::serving(&route.name, &self.caller, header, carried.as_ref());
-        request.deadline = deadline;
-        if let Some(more) = carried.and_then(|carried| carried.more) {
-            (request.trace, request.metadata) = (more.trace, more.metadata);
-            request.form = more.form;
+        if let Some(carried) = carried {
+            // A time too long for the clock is none.
+            request.deadline = match carried.ends_at_ns {
+                Some(ends_at_ns) => clock::deadline(carried.remaining_us, ends_at_ns),
+                None => carried.remaining.and_then(|left| Instant::now().checked_add(left)),
+            };
+            if let Some(more) = carried.more {
+                (request.trace, request.metadata) = (more.trace, more.metadata);
+                request.form = more.form;
+            }
         }
         let ambient = request.ambient();
         if is_stream(route.shape) {
