@@ -164,8 +164,12 @@ impl Ahead {
         frame: &mut Box<Frame>,
     ) -> Result<Option<Header>, Broken> {
         while self.has_room() {
-            let Some(header) = receiving.next(frame)? else {
-                break;
+            let header = match receiving.next(frame) {
+                Ok(Some(header)) => header,
+                Ok(None) => break,
+                // What came before the end has its turn first; the end is found again then.
+                Err(Broken::Ended) if !self.is_empty() => break,
+                Err(broken) => return Err(broken),
             };
             // One that comes alone need not wait, nor room be made where it could.
             if self.is_empty() && receiving.has_no_more() {
