@@ -44,6 +44,16 @@ pub(crate) fn watch<T: AsRawFd>(
     AsyncFd::with_interest(Shared(Arc::clone(shared)), interest)
 }
 
+/// What has something new.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Woken {
+    Doorbell,
+    /// `ended`: nothing will come any more; what came before may still lie there.
+    Socket {
+        ended: bool,
+    },
+}
+
 impl Bells {
     /// Registers both with the runtime.
     pub(crate) fn new(
@@ -60,28 +70,30 @@ impl Bells {
         Ok(Bells { doorbell, socket })
     }
 
-    /// Sleeps until one of them has something new; whether it was the socket. The caller has looked
+    /// Sleeps until one of them has something new. The caller has looked
     /// at everything before, or readiness that came meanwhile is reported at once.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost: readiness is cleared only when this completes.
-    pub(crate) async fn wait(&self, writable: bool) -> io::Result<bool> {
+    pub(crate) async fn wait(&self, writable: bool) -> io::Result<Woken> {
         poll_fn(|cx| {
             if let Some(doorbell) = &self.doorbell
                 && let Poll::Ready(ready) = doorbell.poll_read_ready(cx)
             {
                 // Never read: the next ring is a new edge.
                 ready?.clear_ready();
-                return Poll::Ready(Ok(false));
+                return Poll::Ready(Ok(Woken::Doorbell));
             }
             if let Poll::Ready(ready) = self.socket.poll_read_ready(cx) {
-                ready?.clear_ready();
-                return Poll::Ready(Ok(true));
+                let mut ready = ready?;
+                let ended = ready.ready().is_read_closed();
+                ready.clear_ready();
+                return Poll::Ready(Ok(Woken::Socket { ended }));
             }
             if writable && let Poll::Ready(ready) = self.socket.poll_write_ready(cx) {
                 ready?.clear_ready();
-                return Poll::Ready(Ok(true));
+                return Poll::Ready(Ok(Woken::Socket { ended: false }));
             }
             Poll::Pending
         })

@@ -51,7 +51,11 @@ struct Fixture {
 
 /// A server on one thread that takes so many calls at a time.
 fn serve(calls_in_flight: u32) -> Fixture {
-    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    serve_on(1, ServerLimits { calls_in_flight, ..ServerLimits::default() })
+}
+
+fn serve_on(threads: usize, limits: ServerLimits) -> Fixture {
+    let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("turns.sock");
     let notes = Arc::new(AtomicUsize::new(0));
@@ -64,7 +68,7 @@ fn serve(calls_in_flight: u32) -> Fixture {
     let server = IpcServer::builder()
         .bind(&path)
         .unwrap()
-        .limits(ServerLimits { calls_in_flight, ..ServerLimits::default() })
+        .limits(limits)
         .route(NAP_MS, |_: Call, ms: u64| async move {
             tokio::time::sleep(Duration::from_millis(ms)).await;
             Ok(())
@@ -265,6 +269,9 @@ fn message_that_is_not_to_wait_does_not_wait_for_a_socket() {
         }
     };
     assert!(matches!(full, CallError::Full), "{full}");
+    let now = lapwing::CallOptions::default().only_with_room(true);
+    let full = client.send_with(NOTE, &note, &now).unwrap_err();
+    assert!(matches!(full, CallError::Full), "{full}");
     client.send_when(NOTE, &note, WhenFull::DropAndCount).unwrap();
     assert_eq!(client.stats().dropped, 1);
     // All that while the server's thread was held.
@@ -314,6 +321,28 @@ fn message_that_was_sent_in_part_arrives_while_a_thread_waits_for_a_reply() {
             noted.expect("all messages arrive").unwrap();
         });
     }
+}
+
+#[test]
+fn message_only_with_room_does_not_wait_for_the_rest_of_it_to_go() {
+    let fixture = serve(64);
+    let other = blocking::IpcClient::connect(&fixture.path).unwrap();
+    let socket = options(Transport::Socket);
+    let client = blocking::IpcClient::connect_with(&fixture.path, &socket).unwrap();
+    let held = std::thread::spawn(move || other.call(BLOCK_MS, &1000).unwrap());
+    std::thread::sleep(Duration::from_millis(50));
+    let now = lapwing::CallOptions::default().only_with_room(true);
+    // Not of a length that fills a socket without a rest.
+    let note = vec![1; 100_001];
+    let full = loop {
+        if let Err(error) = client.send_with(NOTE, &note, &now) {
+            break error;
+        }
+    };
+    assert!(matches!(full, CallError::Full), "{full}");
+    assert!(!held.is_finished(), "it waited for the server");
+    held.join().unwrap();
+    client.call(NAP_MS, &0).unwrap();
 }
 
 #[test]
@@ -474,5 +503,83 @@ fn messages_that_have_no_room_to_be_handled_stop_no_call_that_runs() {
         let _entered = fixture.runtime.enter();
         let stats = fixture.server.stats();
         assert_eq!((stats.dropped, stats.misbehaved, stats.vanished), (0, 0, 0), "{stats:?}");
+    }
+}
+
+/// More than are handled at a time and read ahead together.
+const BEYOND: usize = 8 + 100;
+
+fn hold(client: &blocking::IpcClient, messages: usize) {
+    (0..messages).for_each(|_| client.send(HOLD, &()).unwrap());
+}
+
+fn await_notes(fixture: &Fixture, notes: usize) {
+    let until = std::time::Instant::now() + PATIENCE;
+    while fixture.notes.load(Ordering::SeqCst) != notes {
+        assert!(std::time::Instant::now() < until, "{notes} notes do not come");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn await_no_connection(fixture: &Fixture) {
+    let until = std::time::Instant::now() + PATIENCE;
+    let _entered = fixture.runtime.enter();
+    while fixture.server.connections() > 0 {
+        assert!(std::time::Instant::now() < until, "the connection is left");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn messages_beyond_all_room_are_handled_one_by_one_as_others_end() {
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        // Two threads: handlers end while the connection looks.
+        let fixture = serve_on(2, ServerLimits { calls_in_flight: 8, ..ServerLimits::default() });
+        let client = blocking::IpcClient::connect_with(&fixture.path, &options(transport)).unwrap();
+        hold(&client, BEYOND);
+        for done in 0..BEYOND {
+            fixture.gate.add_permits(1);
+            await_notes(&fixture, done + 1);
+        }
+        client.call(NAP_MS, &0).unwrap();
+        client.disconnect();
+        assert_eq!(fixture.server.stats().dropped, 0, "{transport:?}");
+    }
+}
+
+#[test]
+fn messages_that_wait_are_handled_though_their_client_has_left() {
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        for messages in [12, BEYOND] {
+            let fixture = serve(8);
+            let client =
+                blocking::IpcClient::connect_with(&fixture.path, &options(transport)).unwrap();
+            hold(&client, messages);
+            // Time to read them as far as there is room.
+            std::thread::sleep(Duration::from_millis(20));
+            drop(client);
+            std::thread::sleep(Duration::from_millis(20));
+            fixture.gate.add_permits(messages);
+            await_notes(&fixture, messages);
+            await_no_connection(&fixture);
+            let stats = fixture.server.stats();
+            let ends = (stats.closed, stats.vanished, stats.dropped);
+            assert_eq!(ends, (1, 0, 0), "{transport:?} {messages}: {stats:?}");
+        }
+    }
+}
+
+#[test]
+fn connection_whose_messages_never_end_ends_with_its_client() {
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        let drain = Duration::from_millis(100);
+        let fixture =
+            serve_on(1, ServerLimits { calls_in_flight: 8, drain, ..ServerLimits::default() });
+        let client = blocking::IpcClient::connect_with(&fixture.path, &options(transport)).unwrap();
+        hold(&client, BEYOND);
+        std::thread::sleep(Duration::from_millis(20));
+        drop(client);
+        await_no_connection(&fixture);
+        assert_eq!(fixture.notes.load(Ordering::SeqCst), 0, "{transport:?}");
     }
 }

@@ -429,9 +429,15 @@ impl IpcClient {
         let mut outbox = lock(&shared.core.outbox);
         outbox.sending.flush()?;
         let is_left = outbox.sending.has_backlog();
-        if shared.watches_room.load(Ordering::Relaxed) != is_left {
+        let watched = shared.watches_room.load(Ordering::Relaxed);
+        if watched != is_left {
             shared.poller.want_writable(shared.core.socket.as_fd(), is_left)?;
             shared.watches_room.store(is_left, Ordering::Relaxed);
+        }
+        drop(outbox);
+        if watched && !is_left {
+            // Those that wait for it would not hear of it from the poller any more.
+            shared.core.offer_room();
         }
         Ok(is_left)
     }
@@ -447,7 +453,11 @@ impl IpcClient {
         let core = &self.shared.core;
         match start(core, None) {
             Ok(started) => {
-                self.sent(until);
+                if only_with_room {
+                    self.leave_rest();
+                } else {
+                    self.sent(until);
+                }
                 Ok(started)
             }
             Err(StartError::Failed(error)) => Err(error),

@@ -9,7 +9,7 @@ use lapwing_shm::{SPIN_BOUND, Spin};
 
 use super::{Core, Kick, LINGER, lock};
 use crate::link::Broken;
-use crate::waking::{Bells, until, yield_to_others};
+use crate::waking::{Bells, Woken, until, yield_to_others};
 
 /// See the invariant of the parent module.
 pub(crate) struct Driver {
@@ -159,7 +159,7 @@ impl Driver {
             biased;
             () = self.kick.notify.notified() => Ok(true),
             woken = self.bells.wait(writable) => {
-                if woken? && self.core.doorbell.is_some() {
+                if matches!(woken?, Woken::Socket { .. }) && self.core.doorbell.is_some() {
                     self.core.look_at_socket()?;
                 }
                 Ok(true)

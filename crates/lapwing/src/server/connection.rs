@@ -39,7 +39,7 @@ use crate::link::{
 };
 use crate::payload::{Frame, Payload, shrink};
 use crate::spans;
-use crate::waking::{Bells, until, yield_to_others};
+use crate::waking::{Bells, Woken, until, yield_to_others};
 
 /// Frames handled in one turn, at most.
 const FRAMES_PER_TURN: usize = 64;
@@ -139,6 +139,8 @@ pub(crate) struct Connection {
     peer_left: bool,
     /// This side said goodbye.
     leaving: bool,
+    /// Nothing will come on the socket but what lies there.
+    socket_ended: bool,
 }
 
 /// What looking in place came to.
@@ -213,6 +215,7 @@ impl Connection {
             phase,
             peer_left: false,
             leaving: false,
+            socket_ended: false,
         })
     }
 
@@ -303,7 +306,7 @@ impl Connection {
                     continue;
                 }
                 Progress::Saturated => {
-                    self.wait().await?;
+                    self.wait_for_place().await?;
                     continue;
                 }
                 Progress::Nothing => {}
@@ -403,6 +406,25 @@ impl Connection {
         Ok(())
     }
 
+    /// While as many one-way messages are handled, and as many frames wait, as may: nothing is read until one of them
+    /// has ended, but what is to be sent goes on.
+    async fn wait_for_place(&mut self) -> Result<(), Broken> {
+        self.receiving.publish()?;
+        if let Some(sleeper) = &mut self.sleeper {
+            sleeper.arm();
+        }
+        if self.out.offer_room()? {
+            yield_to_others().await;
+            return Ok(());
+        }
+        // Before its calls are seen to have ended: one that ends meanwhile ends the wait.
+        if self.is_saturated() {
+            self.wait().await?;
+        }
+        // What lies in a socket behind what waits is all that will come.
+        if self.socket_ended && self.doorbell.is_none() { Err(Broken::Ended) } else { Ok(()) }
+    }
+
     /// Sleeps until the doorbell, the socket, a finished call, or the server's end.
     async fn wait(&mut self) -> Result<(), Broken> {
         self.sweep_if_due()?;
@@ -411,8 +433,9 @@ impl Connection {
         tokio::select! {
             biased;
             woken = self.bells.wait(writable) => {
-                if woken? && let Some(bulk) = &self.bulk {
-                    bulk.look_at_socket()?;
+                if let Woken::Socket { ended } = woken? {
+                    self.socket_ended |= ended;
+                    self.bulk.as_ref().map_or(Ok(()), |bulk| bulk.look_at_socket())?;
                 }
             }
             _ = self.calls.join_next(), if !self.calls.is_empty() => {}
@@ -507,7 +530,8 @@ impl Connection {
                 break;
             }
         }
-        if !matches!(progress, Progress::Nothing) {
+        // One that ended behind the look at the places is left for the wait for them to find.
+        if matches!(progress, Progress::Frames | Progress::Blocked(_)) {
             lock(&self.out.outbox).sending.flush()?;
             while !self.calls.is_empty() && self.calls.try_join_next().is_some() {}
             let now = Instant::now();
