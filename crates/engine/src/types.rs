@@ -19,10 +19,10 @@ pub struct ListRequest {
     pub recursive: bool,
     /// Whether to list names that begin with a dot; `false` by default. `.git` is never listed.
     pub hidden: bool,
-    /// The `next` of the last reply to this request, or nothing to start.
+    /// In pages, the `next` of the last reply to this request, or nothing to start; in a stream it counts for nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// The most entries in one reply; by default as many as fit.
+    /// The most entries in one page, by default as many as fit; a stream has all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<NonZeroU32>,
 }
@@ -155,10 +155,10 @@ pub struct SearchRequest {
     /// Whether to search names that begin with a dot; `false` by default. `.git` is never searched.
     #[serde(default)]
     pub hidden: bool,
-    /// The most matches in one reply: 200 by default, 10000 at most.
+    /// The most matches in one page, 200 by default, 10000 at most; a stream has all.
     #[serde(default = "matches_default")]
     pub max_matches: NonZeroU32,
-    /// The `next` of the last reply to this request, or nothing to start.
+    /// In pages, the `next` of the last reply to this request, or nothing to start; in a stream it counts for nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }

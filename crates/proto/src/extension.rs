@@ -172,15 +172,6 @@ impl<'a> Extensions<'a> {
         })
     }
 
-    /// Time that is left for the call, in microseconds, if the frame says so.
-    #[must_use]
-    pub fn remaining_us(&self) -> Option<u64> {
-        self.iter().find_map(|entry| match entry {
-            Entry::Deadline { remaining_us } => Some(remaining_us),
-            _ => None,
-        })
-    }
-
     /// The bulk block that holds the payload, if one does.
     #[must_use]
     pub fn bulk(&self) -> Option<BulkDescriptor> {

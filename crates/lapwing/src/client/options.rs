@@ -216,8 +216,10 @@ pub struct CallOptions {
 }
 
 impl CallOptions {
-    /// Gives the call this much time from when it is made; then it is cancelled on both sides. Of 100 ms and more the
-    /// time that it takes to write the request as bytes does not count.
+    /// Gives the call this much time from when it is made; then it is cancelled on both sides. A server does not begin it
+    /// when its time is over, nor a one-way message, which is dropped there and counted. Of 100 ms and more the time
+    /// that it takes to write the request as bytes does not count, and a call that has waited for all but the last 10 ms
+    /// of it may be refused already.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> CallOptions {
         self.timeout = Some(timeout);

@@ -171,7 +171,7 @@ impl IpcClient {
         self.send_when_with(method, message, &CallOptions::default(), when_full).await
     }
 
-    /// As [`IpcClient::send`], with a time limit to wait for room, metadata, a trace, in JSON, or only if there is room
+    /// As [`IpcClient::send`], with a time limit to wait for room and to be begun at the server, metadata, a trace, in JSON, or only if there is room
     /// now.
     ///
     /// # Errors
