@@ -199,6 +199,16 @@ fn burst_tells_the_memory_before_at_the_peak_and_after() {
     }
 }
 
+/// Where each side looks all the time for what the other cannot write meanwhile.
+#[test]
+fn processes_that_share_a_core_come_to_their_end() {
+    // The processes that this thread starts stay there, too.
+    assert!((0..1024).any(|core| lapwing::floor::pin_to_core(core).is_ok()));
+    for args in ["rtt --samples 50", "echo --samples 20", "chunks --samples 200"] {
+        assert_eq!(rows(args)[0]["rounds"], 1);
+    }
+}
+
 #[test]
 fn option_of_another_scenario_is_refused() {
     for args in [

@@ -167,8 +167,11 @@ impl Scenario {
     }
 }
 
-/// Floor samples in each round: enough for a p99.
+/// Floor samples in each round, at most: enough for a p99.
 const FLOOR_SAMPLES: u64 = 20_000;
+
+/// Floor samples for each one that was asked for, at most: a short run stays short where two processes share a core.
+const FLOOR_SAMPLES_EACH: u64 = 20;
 
 /// Samples of what sleeps, about 50 us each.
 const SLEEPING_SAMPLES: u64 = 2_000;
@@ -187,8 +190,9 @@ struct Bench {
 impl Bench {
     /// Everything once. Lapwing comes first in the answer, and is measured last.
     fn round(&mut self, n: u32) -> anyhow::Result<Vec<Part>> {
-        let payload = self.options.payload;
-        let mut rivals = vec![self.bare("floor", Bare::Line, FLOOR_SAMPLES)?];
+        let Options { payload, samples, .. } = self.options;
+        let lines = samples.saturating_mul(FLOOR_SAMPLES_EACH).min(FLOOR_SAMPLES);
+        let mut rivals = vec![self.bare("floor", Bare::Line, lines)?];
         match self.scenario {
             Scenario::Mixed(_) => rivals.push(self.mixed_rival()?),
             Scenario::Echo(_) => {
