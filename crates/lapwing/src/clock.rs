@@ -60,13 +60,15 @@ pub(crate) fn left(ends_at_ns: u64) -> Duration {
     Duration::from_nanos(left)
 }
 
-/// When a call is ended that begins now, had so much time when it was sent, and ends at that time: not before its sender
-/// ends it, who may have said a tick too early when it was sent, and not later than if it had been sent now. `None` is
-/// too far for the clock.
+/// When a call is ended that begins now, had so much time when it was sent, ends at that time, and by [`left`] has this
+/// much of it yet: not before its sender ends it, who may have said a tick too early when it was sent, and not later than
+/// if it had been sent now, which is known to a tick where there is plenty. `None` is too far for the clock.
 #[inline]
-pub(crate) fn deadline(remaining_us: u64, ends_at_ns: u64) -> Option<Instant> {
-    let time = TimeLeft { remaining_us, sent_at_ns: platform::monotonic_ns() };
-    instant(end(time).min(ends_at_ns.saturating_add(nanos(TICK))))
+pub(crate) fn deadline(remaining_us: u64, ends_at_ns: u64, left: Duration) -> Option<Instant> {
+    let now_ns = ends_at_ns.saturating_sub(nanos(left));
+    let at_latest = now_ns.saturating_add(if left > PLENTY { nanos(TICK) } else { 0 });
+    let from_now = end(TimeLeft { remaining_us, sent_at_ns: at_latest });
+    instant(from_now.min(ends_at_ns.saturating_add(nanos(TICK))))
 }
 
 /// The same time on the clock of this process; `None` is too far for it.
@@ -158,7 +160,7 @@ mod tests {
     fn running_call_is_ended_when_its_sender_ends_it_and_not_a_tick_before() {
         let ends_at = |waited: Duration| {
             let time = TimeLeft { remaining_us: micros(SECOND), sent_at_ns: sent_before(waited) };
-            deadline(time.remaining_us, end(time)).unwrap()
+            deadline(time.remaining_us, end(time), left(end(time))).unwrap()
         };
         let now = Instant::now();
         assert!(ends_at(Duration::ZERO) >= now + SECOND);
@@ -167,7 +169,9 @@ mod tests {
         assert!(ends_at(waited) >= now + SECOND - waited);
         let latest = Instant::now() + SECOND - waited + 2 * TICK;
         assert!(ends_at(waited) <= latest);
-        assert!(deadline(micros(SECOND), u64::MAX).unwrap() <= Instant::now() + SECOND);
+        let never = left(u64::MAX);
+        let at = deadline(micros(SECOND), u64::MAX, never).unwrap();
+        assert!(at <= Instant::now() + SECOND + TICK, "it has plenty, it says");
     }
 
     #[test]

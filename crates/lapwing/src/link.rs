@@ -981,11 +981,14 @@ pub(crate) fn call_header(
 /// assert_eq!(metadata.get("other"), None);
 /// ```
 #[derive(Clone, PartialEq, Eq, Default)]
-pub struct Metadata(Vec<(String, Vec<u8>)>);
+// One word, and mostly none: it goes through many hands with each call. Never an empty list.
+pub struct Metadata(Option<Box<Pairs>>);
+
+type Pairs = Vec<(String, Vec<u8>)>;
 
 impl Metadata {
     /// No pairs.
-    pub(crate) const NONE: Metadata = Metadata(Vec::new());
+    pub(crate) const NONE: Metadata = Metadata(None);
 
     /// The value of the first pair with this key.
     #[must_use]
@@ -995,31 +998,36 @@ impl Metadata {
 
     /// Adds a pair. Keys may stand more than once.
     pub fn push(&mut self, key: impl Into<String>, value: impl Into<Vec<u8>>) {
-        self.0.push((key.into(), value.into()));
+        self.0.get_or_insert_default().push((key.into(), value.into()));
     }
 
     /// All pairs, in the order they were added.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.0.iter().map(|(key, value)| (key.as_str(), value.as_slice()))
+        self.pairs().iter().map(|(key, value)| (key.as_str(), value.as_slice()))
     }
 
     /// Whether there is no pair.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
+    }
+
+    fn pairs(&self) -> &[(String, Vec<u8>)] {
+        self.0.as_deref().map_or(&[], Vec::as_slice)
     }
 }
 
 impl fmt::Debug for Metadata {
     /// Says the keys alone: values are not for logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.iter().map(|(key, _)| key)).finish()
+        f.debug_set().entries(self.pairs().iter().map(|(key, _)| key)).finish()
     }
 }
 
 impl<K: Into<String>, V: Into<Vec<u8>>, const N: usize> From<[(K, V); N]> for Metadata {
     fn from(pairs: [(K, V); N]) -> Metadata {
-        Metadata(pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect())
+        let pairs: Pairs = pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+        Metadata((!pairs.is_empty()).then(|| Box::new(pairs)))
     }
 }
 

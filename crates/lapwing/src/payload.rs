@@ -195,7 +195,15 @@ impl Frame {
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
         self.front = Header::BYTES;
-        self.long = None;
+        self.drop_long();
+    }
+
+    #[inline]
+    fn drop_long(&mut self) {
+        // Few have one: the others are spared the call.
+        if self.long.is_some() {
+            self.long = None;
+        }
     }
 }
 
@@ -212,7 +220,7 @@ impl Drop for Payload {
         let Some(mut frame) = self.0.take() else { return };
         frame.bytes.clear();
         frame.front = 0;
-        frame.long = None;
+        frame.drop_long();
         shrink(&mut frame.bytes);
         // A thread that is ending keeps nothing.
         let _ = KEPT.try_with(|kept| kept.borrow_mut().keep(frame));

@@ -197,29 +197,49 @@ const BEFORE_DEADLINE: [u8; 5] = [22, 0, DEADLINE, 8, 0];
 /// What stands between the two values.
 const BEFORE_SENT: [u8; 3] = [SENT, 8, 0];
 
-/// Where the value of a deadline stands in a block that begins with one, in bytes.
-const DEADLINE_VALUE_AT: usize = BEFORE_DEADLINE.len();
+/// Bits of the deadline in the block's first word, its lowest ones; the others are in the second.
+const LOW_BITS: u32 = 64 - 8 * BEFORE_DEADLINE.len() as u32;
 
-/// Where the value of the time of sending stands in a block that begins with a deadline and it, in bytes.
-const SENT_VALUE_AT: usize = DEADLINE_VALUE_AT + 8 + BEFORE_SENT.len();
+/// Bits of the block's length in its first word.
+const LENGTH_BITS: u64 = 0xFFFF;
 
+/// `bytes` as the lowest of a little-endian word.
+const fn word(bytes: &[u8]) -> u64 {
+    let (mut word, mut at) = (0, bytes.len());
+    while at > 0 {
+        at -= 1;
+        word = word << 8 | bytes[at] as u64;
+    }
+    word
+}
+
+/// A block of the two entries is written and read as words that are aligned as the frame is: a load of bytes that stand
+/// partly in one recent store and partly in another waits for both to reach the cache, and for all that were before them.
 impl TimeLeft {
     /// Bytes of the block that [`TimeLeft::block`] makes: so many that the payload behind it is aligned to eight bytes as
     /// the frame is.
-    pub const BLOCK_BYTES: usize = SENT_VALUE_AT + 8;
+    pub const BLOCK_BYTES: usize = 24;
+
+    #[inline]
+    const fn words(self) -> [u64; 3] {
+        [
+            word(&BEFORE_DEADLINE) | self.remaining_us << (64 - LOW_BITS),
+            self.remaining_us >> LOW_BITS | word(&BEFORE_SENT) << (64 - LOW_BITS),
+            self.sent_at_ns,
+        ]
+    }
 
     /// The block that holds this and nothing else: made at once.
     #[must_use]
     #[inline]
     pub const fn block(self) -> [u8; TimeLeft::BLOCK_BYTES] {
+        let [first, second, third] = self.words();
         let mut block = [0; TimeLeft::BLOCK_BYTES];
-        let (head, rest) = block.split_at_mut(DEADLINE_VALUE_AT);
-        head.copy_from_slice(&BEFORE_DEADLINE);
-        let (deadline, rest) = rest.split_at_mut(8);
-        deadline.copy_from_slice(&self.remaining_us.to_le_bytes());
-        let (between, sent) = rest.split_at_mut(BEFORE_SENT.len());
-        between.copy_from_slice(&BEFORE_SENT);
-        sent.copy_from_slice(&self.sent_at_ns.to_le_bytes());
+        let (head, rest) = block.split_at_mut(8);
+        head.copy_from_slice(&first.to_le_bytes());
+        let (middle, tail) = rest.split_at_mut(8);
+        middle.copy_from_slice(&second.to_le_bytes());
+        tail.copy_from_slice(&third.to_le_bytes());
         block
     }
 
@@ -227,23 +247,24 @@ impl TimeLeft {
     #[must_use]
     #[inline]
     pub fn read_block(payload: &[u8]) -> Option<TimeLeft> {
-        let (head, rest) = payload.split_first_chunk()?;
-        let (deadline, rest) = rest.split_first_chunk()?;
-        let (between, rest) = rest.split_first_chunk()?;
-        let (sent, _) = rest.split_first_chunk()?;
-        if *head != BEFORE_DEADLINE || *between != BEFORE_SENT {
-            return None;
-        }
-        let (remaining_us, sent_at_ns) = (u64::from_le_bytes(*deadline), u64::from_le_bytes(*sent));
-        Some(TimeLeft { remaining_us, sent_at_ns })
+        let (words, _) = payload.first_chunk::<{ TimeLeft::BLOCK_BYTES }>()?.as_chunks();
+        let [first, second, sent_at_ns] = [0, 1, 2].map(|n| u64::from_le_bytes(words[n]));
+        let remaining_us = first >> (64 - LOW_BITS) | second << LOW_BITS;
+        let time = TimeLeft { remaining_us, sent_at_ns };
+        (time.words() == [first, second, sent_at_ns]).then_some(time)
     }
 
     /// Writes this over what a block says that begins with the two entries, whatever follows them.
     #[inline]
     pub fn set_in(self, block: &mut [u8]) {
         let Some(block) = block.first_chunk_mut::<{ TimeLeft::BLOCK_BYTES }>() else { return };
-        block[DEADLINE_VALUE_AT..][..8].copy_from_slice(&self.remaining_us.to_le_bytes());
-        block[SENT_VALUE_AT..][..8].copy_from_slice(&self.sent_at_ns.to_le_bytes());
+        let (words, _) = block.as_chunks_mut();
+        let [first, second, third] = self.words();
+        // With the length that stands there.
+        let first = first & !LENGTH_BITS | u64::from_le_bytes(words[0]) & LENGTH_BITS;
+        for (bytes, word) in words.iter_mut().zip([first, second, third]) {
+            *bytes = word.to_le_bytes();
+        }
     }
 }
 

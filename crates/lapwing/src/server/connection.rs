@@ -701,9 +701,12 @@ impl Connection {
         request.span = spans::serving(&route.name, &self.caller, header, carried.as_ref());
         if let Some(carried) = carried {
             // A time too long for the clock is none.
-            request.deadline = match carried.ends_at_ns {
-                Some(ends_at_ns) => clock::deadline(carried.remaining_us, ends_at_ns),
-                None => carried.remaining.and_then(|left| Instant::now().checked_add(left)),
+            request.deadline = match (carried.remaining, carried.ends_at_ns) {
+                (None, _) => None,
+                (Some(left), Some(ends_at_ns)) => {
+                    clock::deadline(carried.remaining_us, ends_at_ns, left)
+                }
+                (Some(left), None) => Instant::now().checked_add(left),
             };
             if let Some(more) = carried.more {
                 (request.trace, request.metadata) = (more.trace, more.metadata);
@@ -741,7 +744,7 @@ impl Connection {
         }
         let ambient = request.ambient();
         let link = StreamLink { out: Arc::clone(&self.out), kind: header.kind, id: header.id };
-        request.stream = Some(link);
+        request.stream = Some(Box::new(link));
         match ambient.scope(|| handler.begin(request, None)) {
             Ok(call) => {
                 if !header.flags.contains(Flags::STREAM) {
@@ -839,7 +842,7 @@ impl Connection {
         ended: Result<Result<Payload, Status>, Panicked>,
         mut call: Box<dyn Running>,
     ) -> Result<Option<Header>, Broken> {
-        if call.set(None).is_ok() {
+        if call.clear().is_ok() {
             self.places[route.index] = Some(call);
         }
         match ended {
@@ -890,7 +893,7 @@ impl Connection {
             state.end(end);
             let ended = ended.unwrap_or_else(|end| Ok(Err(end.status())));
             let route = shared.router.find(header.kind).expect("routes do not change");
-            if let (Ok(()), Handler::Async(handler)) = (call.set(None), &route.handler) {
+            if let (Ok(()), Handler::Async(handler)) = (call.clear(), &route.handler) {
                 handler.give_back(call);
             }
             out.finish(&header, route, ended).await;

@@ -59,7 +59,8 @@ pub struct Request {
     pub trace: Option<TraceContext>,
     pub(crate) form: Form,
     pub(crate) span: Option<Box<CallSpan>>,
-    pub(crate) stream: Option<StreamLink>,
+    /// Boxed, as few calls have it.
+    pub(crate) stream: Option<Box<StreamLink>>,
     pub(crate) out: Option<Arc<Out>>,
 }
 
@@ -107,12 +108,12 @@ impl Request {
 
     /// Where the items of the reply go, in a method whose shape has them.
     pub(crate) fn sink(&self) -> Option<ItemSink> {
-        Some(ItemSink::new(self.stream.clone()?, self.cancellation.0.clone()?))
+        Some(ItemSink::new(self.stream.as_deref()?.clone(), self.cancellation.0.clone()?))
     }
 
     /// Where the items of the request come from, in a method whose shape has them.
     pub(crate) fn source(&self) -> Option<ItemSource> {
-        Some(ItemSource::new(self.stream.clone()?, self.cancellation.0.clone()?))
+        Some(ItemSource::new(self.stream.as_deref()?.clone(), self.cancellation.0.clone()?))
     }
 }
 
@@ -286,8 +287,11 @@ pub(crate) trait AsyncHandler: Send + Sync {
 pub(crate) trait Running: Send {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<Payload, Status>, Panicked>>;
 
-    /// Drops the future and keeps its place; or begins the next call in it.
-    fn set(&mut self, request: Option<Request>) -> Result<(), Panicked>;
+    /// Begins the next call in the place of the future.
+    fn set(&mut self, request: Request) -> Result<(), Panicked>;
+
+    /// Drops the future and keeps its place.
+    fn clear(&mut self) -> Result<(), Panicked>;
 
     /// What the call shares with its connection and its handler.
     fn state(&self) -> &Arc<CallState>;
@@ -329,7 +333,7 @@ where
                 span: None,
             })
         });
-        place.set(Some(request))?;
+        place.set(request)?;
         Ok(place)
     }
 
@@ -382,39 +386,40 @@ where
         polled
     }
 
-    fn set(&mut self, mut request: Option<Request>) -> Result<(), Panicked> {
+    fn set(&mut self, mut request: Request) -> Result<(), Panicked> {
         let Place { handler, future, state, span } = self;
-        match &mut request {
-            Some(request) => *span = request.span.take(),
-            // Dropped before its end.
-            None => {
-                if let Some(span) = span {
-                    span.end(state.has_ended().map_or(Code::Cancelled, CallEnd::code));
-                }
-            }
+        // What an earlier call of this place started elsewhere may still hold that call's state.
+        match Arc::get_mut(state) {
+            Some(state) => state.renew(),
+            None => *state = Arc::default(),
         }
-        let is_over = request.is_none();
-        let request = request.map(|mut request| {
-            // What an earlier call of this place started elsewhere may still hold that call's state.
-            match Arc::get_mut(state) {
-                Some(state) => state.renew(),
-                None => *state = Arc::default(),
-            }
-            request.cancellation = Cancellation(Some(Arc::clone(state)));
-            request
-        });
-        // The old future's drop and the handler's own code, up to its first await, are foreign.
+        request.cancellation = Cancellation(Some(Arc::clone(state)));
+        *span = request.span.take();
+        // The handler's own code, up to its first await, is foreign, as is the drop of an old future.
         let entered = span.as_deref().map(CallSpan::enter);
-        let set =
-            catch_unwind(AssertUnwindSafe(|| future.as_mut().set(request.map(|r| handler(r)))));
+        let set = catch_unwind(AssertUnwindSafe(|| future.as_mut().set(Some(handler(request)))));
         drop(entered);
         if let (Some(span), Err(_)) = (&span, &set) {
             span.end(Code::Internal);
         }
-        if is_over {
-            *span = None;
-        }
         set.map_err(panicked)
+    }
+
+    fn clear(&mut self) -> Result<(), Panicked> {
+        let Place { future, state, span, .. } = self;
+        // Dropped before its end.
+        if let Some(span) = span {
+            span.end(state.has_ended().map_or(Code::Cancelled, CallEnd::code));
+        }
+        // Foreign, too.
+        let entered = span.as_deref().map(CallSpan::enter);
+        let cleared = catch_unwind(AssertUnwindSafe(|| future.as_mut().set(None)));
+        drop(entered);
+        if let (Some(span), Err(_)) = (&span, &cleared) {
+            span.end(Code::Internal);
+        }
+        *span = None;
+        cleared.map_err(panicked)
     }
 
     fn state(&self) -> &Arc<CallState> {
