@@ -297,7 +297,7 @@ impl Written {
     }
 
     /// Says that this much time is left, in a frame that says so at all.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn set_time(&mut self, time: TimeLeft) {
         debug_assert!(self.timed, "it was put together for a call with a deadline");
         time.set_in(&mut self.frame_mut().bytes[Header::BYTES..]);
@@ -1026,7 +1026,8 @@ impl fmt::Debug for Metadata {
 
 impl<K: Into<String>, V: Into<Vec<u8>>, const N: usize> From<[(K, V); N]> for Metadata {
     fn from(pairs: [(K, V); N]) -> Metadata {
-        let pairs: Pairs = pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+        let pairs: Pairs =
+            pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
         Metadata((!pairs.is_empty()).then(|| Box::new(pairs)))
     }
 }

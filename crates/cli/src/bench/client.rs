@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use hdrhistogram::Histogram;
 use lapwing::floor::{Bare, Floor};
-use lapwing::{CallOptions, IpcClient, Payload, Raw, Unary, blocking};
+use lapwing::{CallOptions, IpcClient, Raw, Unary, blocking};
 
 use super::burst::Course;
 use super::in_place;
 use super::options::{Api, Options};
-use super::peer::{COUNT, ECHO, Items, RETURN, STREAM, TOTAL, TYPED, TYPED_ASYNC};
+use super::peer::{Body, COUNT, ECHO, Items, RETURN, STREAM, TOTAL, TYPED, TYPED_ASYNC};
 
 /// What is sent through Lapwing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,7 +52,7 @@ impl Answers {
         }
     }
 
-    fn typed(self) -> Unary<Payload, Payload, Raw> {
+    fn typed(self) -> Unary<Body, Body, Raw> {
         match self {
             Answers::Inline => TYPED,
             Answers::Async => TYPED_ASYNC,
@@ -254,15 +254,16 @@ impl Blocking<'_> {
         Ok(timer.finish())
     }
 
-    fn typed(&self, method: Unary<Payload, Payload, Raw>) -> anyhow::Result<Measured> {
-        let mut sent = payload(self.options);
+    fn typed(&self, method: Unary<Body, Body, Raw>) -> anyhow::Result<Measured> {
+        let mut sent = Body::Own(payload(self.options));
         let options = CallOptions::default().timeout(AMPLE);
         let mut timer = Timer::start(self.clock_ns);
         for n in 0..self.options.samples {
-            number(&mut sent, n);
-            let request = Payload::from(&sent[..]);
-            let reply = self.client.call_with(method, &request, &options)?;
-            ensure!(reply.bytes() == sent, "a reply is wrong");
+            if let Body::Own(bytes) = &mut sent {
+                number(bytes, n);
+            }
+            let reply = self.client.call_with(method, &sent, &options)?;
+            ensure!(reply.as_ref() == sent.as_ref(), "a reply is wrong");
             timer.lap();
         }
         Ok(timer.finish())
@@ -358,15 +359,16 @@ impl Async<'_> {
         Ok(timer.finish())
     }
 
-    async fn typed(&self, method: Unary<Payload, Payload, Raw>) -> anyhow::Result<Measured> {
-        let mut sent = payload(self.options);
+    async fn typed(&self, method: Unary<Body, Body, Raw>) -> anyhow::Result<Measured> {
+        let mut sent = Body::Own(payload(self.options));
         let options = CallOptions::default().timeout(AMPLE);
         let mut timer = Timer::start(self.clock_ns);
         for n in 0..self.options.samples {
-            number(&mut sent, n);
-            let request = Payload::from(&sent[..]);
-            let reply = self.client.call_with(method, &request, &options).await?;
-            ensure!(reply.bytes() == sent, "a reply is wrong");
+            if let Body::Own(bytes) = &mut sent {
+                number(bytes, n);
+            }
+            let reply = self.client.call_with(method, &sent, &options).await?;
+            ensure!(reply.as_ref() == sent.as_ref(), "a reply is wrong");
             timer.lap();
         }
         Ok(timer.finish())

@@ -36,11 +36,33 @@ pub(super) const TOTAL: u16 = 0x0412;
 pub(super) const RETURN: u16 = 0x0415;
 
 /// Answers with its request, where it is read.
-pub(super) const TYPED: Unary<Payload, Payload, Raw> = Unary::new(0x0413, "bench.typed");
+pub(super) const TYPED: Unary<Body, Body, Raw> = Unary::new(0x0413, "bench.typed");
 
 /// Answers with its request, from an async handler.
-pub(super) const TYPED_ASYNC: Unary<Payload, Payload, Raw> =
-    Unary::new(0x041F, "bench.typed.async");
+pub(super) const TYPED_ASYNC: Unary<Body, Body, Raw> = Unary::new(0x041F, "bench.typed.async");
+
+/// What [`TYPED`] takes and gives.
+#[derive(Debug)]
+pub(super) enum Body {
+    /// The caller's own, which are sent again and again as those of calls of bytes are.
+    Own(Vec<u8>),
+    Came(Payload),
+}
+
+impl AsRef<[u8]> for Body {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Body::Own(bytes) => bytes,
+            Body::Came(payload) => payload.bytes(),
+        }
+    }
+}
+
+impl From<Payload> for Body {
+    fn from(payload: Payload) -> Body {
+        Body::Came(payload)
+    }
+}
 
 /// Answers with numbered items.
 pub(super) const STREAM: ServerStream<Vec<u8>, Payload, Raw> =
@@ -224,8 +246,8 @@ fn with_echoes(builder: Builder) -> Builder {
         .route_raw(RETURN, "bench.return", |request: Request| async move {
             Ok::<_, Status>(request.payload)
         })
-        .route(TYPED, Inline(|_: &InlineCall<'_>, bytes: Payload| Ok(bytes)))
-        .route(TYPED_ASYNC, |_: Call, bytes: Payload| async move { Ok(bytes) })
+        .route(TYPED, Inline(|_: &InlineCall<'_>, body: Body| Ok(body)))
+        .route(TYPED_ASYNC, |_: Call, body: Body| async move { Ok(body) })
 }
 
 fn with_counts(builder: Builder) -> Builder {

@@ -320,7 +320,7 @@ impl<'a> Outgoing<'a> {
     }
 
     /// The time that is left for it now.
-    #[inline]
+    #[inline(always)]
     fn left(&self) -> Option<TimeLeft> {
         let settled = self.again.as_ref().and_then(|again| again.settled);
         settled.map_or(self.until(), Until::At).left()

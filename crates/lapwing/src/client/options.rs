@@ -354,15 +354,14 @@ impl CallOptions {
 
     /// All that goes with a call that is made here and now, if anything does.
     pub(crate) fn travel(&self) -> Option<Travel<'_>> {
-        let ambient = Ambient::here().unwrap_or_default();
-        let given = [self.deadline, ambient.deadline].into_iter().flatten().min();
-        let deadline = match (self.timeout, given) {
-            (None, None) => Until::Never,
-            (Some(timeout), None) if timeout >= AMPLE => Until::In(timeout),
-            (timeout, given) => {
+        let ambient = Ambient::here();
+        let deadline = match (self.timeout, self.deadline, ambient.deadline) {
+            (None, None, None) => Until::Never,
+            (Some(timeout), None, None) if timeout >= AMPLE => Until::In(timeout),
+            (timeout, given, inherited) => {
                 // A time too long for the clock is none.
                 let timeout = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-                [given, timeout].into_iter().flatten().min().into()
+                [given, inherited, timeout].into_iter().flatten().min().into()
             }
         };
         let trace = self.trace.or(ambient.trace);
