@@ -60,15 +60,21 @@ pub(crate) fn left(ends_at_ns: u64) -> Duration {
     Duration::from_nanos(left)
 }
 
-/// When a call is ended that begins now, had so much time when it was sent, ends at that time, and by [`left`] has this
-/// much of it yet: not before its sender ends it, who may have said a tick too early when it was sent, and not later than
-/// if it had been sent now, which is known to a tick where there is plenty. `None` is too far for the clock.
+/// The deadline of a call that begins now, had so much time when it was sent, ends at that time, and by [`left`] has this
+/// much of it yet: that of its sender, who may have said a tick too early when it was sent, and not later than if it had
+/// been sent now. Where there is plenty, now is the last tick: see [`enforced`]. `None` is too far for the clock.
 #[inline]
 pub(crate) fn deadline(remaining_us: u64, ends_at_ns: u64, left: Duration) -> Option<Instant> {
     let now_ns = ends_at_ns.saturating_sub(nanos(left));
-    let at_latest = now_ns.saturating_add(if left > PLENTY { nanos(TICK) } else { 0 });
-    let from_now = end(TimeLeft { remaining_us, sent_at_ns: at_latest });
+    let from_now = end(TimeLeft { remaining_us, sent_at_ns: now_ns });
     instant(from_now.min(ends_at_ns.saturating_add(nanos(TICK))))
+}
+
+/// When a call with this deadline, from [`deadline`], is ended here: not before its sender ends it, and at most a tick
+/// after where the deadline may be a tick early.
+pub(crate) fn enforced(deadline: Instant) -> Instant {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left + TICK > PLENTY { deadline + TICK } else { deadline }
 }
 
 /// The same time on the clock of this process; `None` is too far for it.
@@ -160,7 +166,7 @@ mod tests {
     fn running_call_is_ended_when_its_sender_ends_it_and_not_a_tick_before() {
         let ends_at = |waited: Duration| {
             let time = TimeLeft { remaining_us: micros(SECOND), sent_at_ns: sent_before(waited) };
-            deadline(time.remaining_us, end(time), left(end(time))).unwrap()
+            enforced(deadline(time.remaining_us, end(time), left(end(time))).unwrap())
         };
         let now = Instant::now();
         assert!(ends_at(Duration::ZERO) >= now + SECOND);
@@ -169,9 +175,23 @@ mod tests {
         assert!(ends_at(waited) >= now + SECOND - waited);
         let latest = Instant::now() + SECOND - waited + 2 * TICK;
         assert!(ends_at(waited) <= latest);
-        let never = left(u64::MAX);
-        let at = deadline(micros(SECOND), u64::MAX, never).unwrap();
-        assert!(at <= Instant::now() + SECOND + TICK, "it has plenty, it says");
+        let most = deadline(micros(SECOND), u64::MAX, left(u64::MAX)).unwrap();
+        assert!(most <= Instant::now() + SECOND);
+    }
+
+    #[test]
+    fn call_with_plenty_of_time_has_no_more_than_it_was_given_and_all_of_it() {
+        for _ in 0..100 {
+            let (now, given) = (Instant::now(), 3 * PLENTY);
+            let time = from_now(given);
+            let at = deadline(time.remaining_us, end(time), left(end(time))).unwrap();
+            assert!(at <= Instant::now() + given);
+            assert!(enforced(at) >= now + given, "{:?}", now + given - enforced(at));
+            assert!(enforced(at) <= Instant::now() + given + TICK);
+            std::thread::sleep(TICK / 100);
+        }
+        let soon = Instant::now() + PLENTY / 2;
+        assert_eq!(enforced(soon), soon);
     }
 
     #[test]

@@ -887,7 +887,8 @@ impl Connection {
                 Some(end) => Poll::Ready(Ok(Err(end.status()))),
                 None => call.poll(cx),
             });
-            let ended = ambient.around(within(ambient.deadline, work)).await;
+            let until = ambient.deadline.map(clock::enforced);
+            let ended = ambient.around(within(until, work)).await;
             // What the handler started elsewhere sees that nobody waits for it any more.
             let end = if ended.is_err() { CallEnd::DeadlineExceeded } else { CallEnd::Over };
             state.end(end);
