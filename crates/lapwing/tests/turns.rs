@@ -1,7 +1,7 @@
 //! Who waits for room has its turn, and nobody else's; what was owed is given once.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use lapwing::{
@@ -17,6 +17,8 @@ const NOTE: OneWay<Vec<u8>> = OneWay::new(0x0501, "note");
 const COUNT: ServerStream<u64, u64> = ServerStream::new(0x0502, "count");
 /// Holds the server's only thread.
 const BLOCK_MS: Unary<u64, ()> = Unary::new(0x0503, "block");
+/// As [`BLOCK_MS`], until it is let go; whether it was.
+const BLOCK: Unary<(), bool> = Unary::new(0x0509, "block.until");
 const BOMB: Unary<(), ()> = Unary::new(0x0504, "bomb");
 /// Answers when so many notes have come.
 const NOTED: Unary<u64, ()> = Unary::new(0x0505, "noted");
@@ -37,6 +39,27 @@ impl Drop for Bomb {
     }
 }
 
+/// What a thread waits at, and not for ever.
+#[derive(Default)]
+struct Latch {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Latch {
+    fn open(&self) {
+        *self.is_open.lock().unwrap() = true;
+        self.opened.notify_all();
+    }
+
+    /// Whether it was opened.
+    fn wait(&self) -> bool {
+        let closed = self.is_open.lock().unwrap();
+        let waited = self.opened.wait_timeout_while(closed, PATIENCE, |is_open| !*is_open);
+        *waited.unwrap().0
+    }
+}
+
 struct Fixture {
     runtime: Runtime,
     server: IpcServer,
@@ -44,6 +67,8 @@ struct Fixture {
     notes: Arc<AtomicUsize>,
     /// A permit for each [`HOLD`] that is let go, which makes a note then.
     gate: Arc<Semaphore>,
+    /// Lets [`BLOCK`] go.
+    latch: Arc<Latch>,
     /// See [`NOTED_ALL`].
     sent: Arc<AtomicUsize>,
     _folder: tempfile::TempDir,
@@ -64,6 +89,8 @@ fn serve_on(threads: usize, limits: ServerLimits) -> Fixture {
     let wanted = Arc::clone(&sent);
     let gate = Arc::new(Semaphore::new(0));
     let (held, hold_notes) = (Arc::clone(&gate), Arc::clone(&notes));
+    let latch = Arc::<Latch>::default();
+    let blocking = Arc::clone(&latch);
     let entered = runtime.enter();
     let server = IpcServer::builder()
         .bind(&path)
@@ -86,6 +113,10 @@ fn serve_on(threads: usize, limits: ServerLimits) -> Fixture {
         .route(BLOCK_MS, |_: Call, ms: u64| async move {
             std::thread::sleep(Duration::from_millis(ms));
             Ok(())
+        })
+        .route(BLOCK, move |_: Call, (): ()| {
+            let latch = Arc::clone(&blocking);
+            async move { Ok(latch.wait()) }
         })
         .route(NOTE_CALL, move |_: Call, (): ()| {
             called.fetch_add(1, Ordering::SeqCst);
@@ -125,7 +156,7 @@ fn serve_on(threads: usize, limits: ServerLimits) -> Fixture {
         .serve()
         .unwrap();
     drop(entered);
-    Fixture { runtime, server, path, notes: kept, gate, sent, _folder: folder }
+    Fixture { runtime, server, path, notes: kept, gate, latch, sent, _folder: folder }
 }
 
 fn options(transport: Transport) -> ClientOptions {
@@ -260,7 +291,7 @@ fn message_that_is_not_to_wait_does_not_wait_for_a_socket() {
     let other = blocking::IpcClient::connect(&fixture.path).unwrap();
     let socket = options(Transport::Socket);
     let client = blocking::IpcClient::connect_with(&fixture.path, &socket).unwrap();
-    let held = std::thread::spawn(move || other.call(BLOCK_MS, &1000).unwrap());
+    let held = std::thread::spawn(move || other.call(BLOCK, &()).unwrap());
     std::thread::sleep(Duration::from_millis(50));
     let note = vec![1; 1000];
     let full = loop {
@@ -275,8 +306,8 @@ fn message_that_is_not_to_wait_does_not_wait_for_a_socket() {
     client.send_when(NOTE, &note, WhenFull::DropAndCount).unwrap();
     assert_eq!(client.stats().dropped, 1);
     // All that while the server's thread was held.
-    assert!(!held.is_finished());
-    held.join().unwrap();
+    fixture.latch.open();
+    assert!(held.join().unwrap(), "it waited for the server");
 }
 
 /// The rest of a message that the socket took only in part goes also when nobody sends any more: a thread that waits for a
@@ -329,7 +360,7 @@ fn message_only_with_room_does_not_wait_for_the_rest_of_it_to_go() {
     let other = blocking::IpcClient::connect(&fixture.path).unwrap();
     let socket = options(Transport::Socket);
     let client = blocking::IpcClient::connect_with(&fixture.path, &socket).unwrap();
-    let held = std::thread::spawn(move || other.call(BLOCK_MS, &1000).unwrap());
+    let held = std::thread::spawn(move || other.call(BLOCK, &()).unwrap());
     std::thread::sleep(Duration::from_millis(50));
     let now = lapwing::CallOptions::default().only_with_room(true);
     // Not of a length that fills a socket without a rest.
@@ -340,8 +371,8 @@ fn message_only_with_room_does_not_wait_for_the_rest_of_it_to_go() {
         }
     };
     assert!(matches!(full, CallError::Full), "{full}");
-    assert!(!held.is_finished(), "it waited for the server");
-    held.join().unwrap();
+    fixture.latch.open();
+    assert!(held.join().unwrap(), "it waited for the server");
     client.call(NAP_MS, &0).unwrap();
 }
 
