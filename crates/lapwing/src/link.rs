@@ -19,7 +19,7 @@ use lapwing_shm::{
 };
 
 use crate::bulk::{BulkIn, BulkOut, BulkTerms};
-use crate::clock;
+use crate::clock::{self, Told};
 use crate::codec::Form;
 use crate::compression::{COMPRESS_MIN, KeepContexts, compress, expand};
 use crate::payload::{Frame, Payload};
@@ -238,6 +238,13 @@ pub(crate) struct Written {
 }
 
 impl Carried {
+    /// Its time by the clock of both sides, if it was told by that.
+    #[inline]
+    pub(crate) fn told(&self) -> Option<Told> {
+        let ends_at_ns = self.ends_at_ns?;
+        Some(Told { remaining_us: self.remaining_us, ends_at_ns })
+    }
+
     /// How the call's payloads are written.
     #[inline]
     pub(crate) fn form(&self) -> Form {
@@ -998,7 +1005,8 @@ impl Metadata {
 
     /// Adds a pair. Keys may stand more than once.
     pub fn push(&mut self, key: impl Into<String>, value: impl Into<Vec<u8>>) {
-        self.0.get_or_insert_default().push((key.into(), value.into()));
+        let pair = (key.into(), value.into());
+        self.0.get_or_insert_default().push(pair);
     }
 
     /// All pairs, in the order they were added.

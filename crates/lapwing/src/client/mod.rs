@@ -334,7 +334,7 @@ impl IpcClient {
         // The connection's own kinds carry nothing beside their payload, not even a deadline.
         let wanted = MethodWanted { kind }.encode();
         let out = Outgoing::plain(Kind::DESCRIBE_METHOD, &wanted);
-        let reply = self.call_now(out).await?;
+        let reply = self.call_now::<NoTimer>(out).await?;
         methods::from_details(kind, MethodDetails::decode(&reply))
     }
 
@@ -398,7 +398,7 @@ impl IpcClient {
         if Ambient::is_here() || spans::are_wanted() {
             return Box::pin(self.call_inheriting(kind, payload)).await;
         }
-        self.call_now(Outgoing::plain(kind, payload)).await
+        self.call_now::<NoTimer>(Outgoing::plain(kind, payload)).await
     }
 
     async fn call_inheriting(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
@@ -419,19 +419,20 @@ impl IpcClient {
         out: Outgoing<'_>,
         method: &'static str,
     ) -> Result<Payload, CallError> {
-        let (span, until) = (self.span(&out, method), out.until());
-        // In their place before they are handed on: they are large to be moved.
-        let work = pin!(self.call_now(out));
-        match span {
-            None => within(until, work).await,
-            Some(span) => observed(span, pin!(within(until, work))).await,
+        match self.span(&out, method) {
+            None => self.call_now::<InTime>(out).await,
+            Some(span) => {
+                // In its place before it is handed on: it is large to be moved.
+                let work = pin!(self.call_now::<InTime>(out));
+                observed(span, work).await
+            }
         }
     }
 
-    async fn call_now(&self, mut out: Outgoing<'_>) -> Result<Payload, CallError> {
+    async fn call_now<T: Timer>(&self, mut out: Outgoing<'_>) -> Result<Payload, CallError> {
         let core = &*self.shared.core;
         let_others_run().await;
-        let mut guard = CallGuard { shared: &self.shared, id: None };
+        let (mut guard, mut until) = (CallGuard { shared: &self.shared, id: None }, out.until());
         // The guard is there before the request is sent: a drop between the two cannot leak the slot.
         // The driver flushes in its next turn. In a moment this task waits, and lets it run.
         let mut deferred = false;
@@ -441,15 +442,16 @@ impl IpcClient {
         };
         let started = match core.start_call_for(out.again(None), looks) {
             Err(StartError::Full(_)) if !out.only_with_room() => {
-                let until = out.until();
-                self.poll_start(until, |again: Option<&Again>| core.start_call(out.again(again)))
-                    .await?
+                // One time for both, the wait for room and that for the reply.
+                until = until.settle().into();
+                let start = |again: Option<&Again>| core.start_call(out.again(again));
+                within(until, pin!(self.poll_start(until, start))).await?
             }
             started => at_once(started)?,
         };
         guard.id = Some(started.id);
         self.sent();
-        let mut yielded = false;
+        let (mut yielded, mut timer) = (false, pin!(T::default()));
         let outcome = poll_fn(|cx| {
             // Alone it does not let the driver run.
             if std::mem::take(&mut deferred)
@@ -458,12 +460,18 @@ impl IpcClient {
             {
                 core.finish(&broken);
             }
-            self.poll_reply(cx, &started, &mut yielded)
+            match self.poll_reply(cx, &started, &mut yielded) {
+                Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+                Poll::Pending if timer.as_mut().is_over(&mut until, cx) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
         })
         .await;
+        // The guard gives it up.
+        let outcome = outcome.ok_or(CallError::DeadlineExceeded)?;
         guard.id = None;
         core.taken();
-        if outcome.is_late(out.until()) {
+        if outcome.is_late(until) {
             return Err(CallError::DeadlineExceeded);
         }
         core.conclude(outcome)
@@ -646,8 +654,7 @@ impl Drop for CallGuard<'_> {
     }
 }
 
-/// The work's result, unless the deadline comes first. The runtime's timer learns of it only once the work has to
-/// wait.
+/// The work's result, unless the deadline comes first.
 async fn within<T>(
     mut until: Until,
     mut work: Pin<&mut impl Future<Output = Result<T, CallError>>>,
@@ -655,18 +662,45 @@ async fn within<T>(
     if until == Until::Never {
         return work.await;
     }
-    let mut timer = pin!(None);
-    poll_fn(|cx| {
-        if let Poll::Ready(done) = work.as_mut().poll(cx) {
-            return Poll::Ready(done);
+    let mut timer = pin!(InTime::default());
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Pending if timer.as_mut().is_over(&mut until, cx) => {
+            Poll::Ready(Err(CallError::DeadlineExceeded))
         }
-        if timer.is_none() {
-            timer.set(until.settle().map(|at| tokio::time::sleep_until(at.into())));
-        }
-        let over = timer.as_mut().as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready());
-        if over { Poll::Ready(Err(CallError::DeadlineExceeded)) } else { Poll::Pending }
+        polled => polled,
     })
     .await
+}
+
+/// What a wait looks at the time with.
+trait Timer: Default {
+    /// Whether that time is over; otherwise the task is woken when it is.
+    fn is_over(self: Pin<&mut Self>, until: &mut Until, cx: &mut Context<'_>) -> bool;
+}
+
+/// For a wait without an end: it takes no place.
+#[derive(Default)]
+struct NoTimer;
+
+impl Timer for NoTimer {
+    fn is_over(self: Pin<&mut Self>, _: &mut Until, _: &mut Context<'_>) -> bool {
+        false
+    }
+}
+
+/// The runtime's own. It learns of the time once that has to be waited for.
+type InTime = Option<tokio::time::Sleep>;
+
+impl Timer for InTime {
+    fn is_over(mut self: Pin<&mut Self>, until: &mut Until, cx: &mut Context<'_>) -> bool {
+        if *until == Until::Never {
+            return false;
+        }
+        if self.is_none() {
+            self.set(until.settle().map(|at| tokio::time::sleep_until(at.into())));
+        }
+        self.as_pin_mut().is_some_and(|timer| timer.poll(cx).is_ready())
+    }
 }
 
 pub(crate) fn state_of(core: &Core) -> ConnectionState {

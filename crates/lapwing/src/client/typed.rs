@@ -14,7 +14,7 @@ use tokio::time::{Sleep, sleep_until};
 use super::core::{Again, Brings, Outgoing, StartError, Started, Travel, Turn};
 use super::options::{CallOptions, WhenFull};
 use super::streams::{Item, ItemError};
-use super::{IpcClient, Shared, Until};
+use super::{IpcClient, NoTimer, Shared, Until};
 use crate::ambient::Ambient;
 use crate::codec::{Decode, Encode, Form};
 use crate::error::{CallError, timed};
@@ -83,12 +83,12 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let reply = if Ambient::is_here() || spans::are_wanted() {
-            Box::pin(self.call_written(method, request, &CallOptions::default())).await?
-        } else {
-            let mut written = written(method, request, "request", None)?;
-            self.call_now(Outgoing::written(kind_of(method), &mut written, None)).await?
-        };
+        if Ambient::is_here() || spans::are_wanted() {
+            return Box::pin(self.call_with(method, request, &CallOptions::default())).await;
+        }
+        let mut written = written(method, request, "request", None)?;
+        let out = Outgoing::written(kind_of(method), &mut written, None);
+        let reply = self.call_now::<NoTimer>(out).await?;
         read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 
@@ -111,7 +111,10 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let reply = self.call_written(method, request, options).await?;
+        let travel = options.travel();
+        let mut written = written(method, request, "request", travel.as_ref())?;
+        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        let reply = self.call_with_travel(out, method.name()).await?;
         read::<R, C>(method.name(), "reply", reply, options.form())
     }
 
@@ -314,21 +317,6 @@ impl IpcClient {
             Arc::new(self.open(out, method.name(), Brings::Items { caller_sends: true }).await?);
         let sender = ItemSender::new(Arc::clone(&call), method.name());
         Ok((sender, ItemStream::of(call, method.name())))
-    }
-
-    async fn call_written<Q, R, C>(
-        &self,
-        method: Unary<Q, R, C>,
-        request: &Q,
-        options: &CallOptions,
-    ) -> Result<Payload, CallError>
-    where
-        C: Encode<Q>,
-    {
-        let travel = options.travel();
-        let mut written = written(method, request, "request", travel.as_ref())?;
-        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
-        self.call_with_travel(out, method.name()).await
     }
 
     async fn open(

@@ -30,7 +30,7 @@ use super::{Phase, Shared};
 use crate::ambient::Ambient;
 use crate::bulk::{BulkIn, Long, Reserved};
 use crate::client::{LINGER, lock};
-use crate::clock;
+use crate::clock::{self, Told};
 use crate::codec::Form;
 use crate::compression::{has_contexts, sweep_contexts};
 use crate::link::{
@@ -699,15 +699,13 @@ impl Connection {
         request.reply_bytes_max = self.message_max;
         request.out = Some(Arc::clone(&self.out));
         request.span = spans::serving(&route.name, &self.caller, header, carried.as_ref());
+        let told = carried.as_ref().and_then(Carried::told);
         if let Some(carried) = carried {
             // A time too long for the clock is none.
-            request.deadline = match (carried.remaining, carried.ends_at_ns) {
-                (None, _) => None,
-                (Some(left), Some(ends_at_ns)) => {
-                    clock::deadline(carried.remaining_us, ends_at_ns, left)
-                }
-                (Some(left), None) => Instant::now().checked_add(left),
-            };
+            request.deadline = carried.remaining.and_then(|left| match told {
+                Some(told) => clock::deadline(told, left),
+                None => Instant::now().checked_add(left),
+            });
             if let Some(more) = carried.more {
                 (request.trace, request.metadata) = (more.trace, more.metadata);
                 request.form = more.form;
@@ -715,7 +713,7 @@ impl Connection {
         }
         let ambient = request.ambient();
         if is_stream(route.shape) {
-            return self.begin_stream(header, route, handler, request);
+            return self.begin_stream(header, route, handler, request, told);
         }
         let place = self.places[route.index].take();
         let begun = ambient.scope(|| {
@@ -724,7 +722,7 @@ impl Connection {
         });
         match begun {
             Ok((Poll::Ready(ended), call)) => self.finish_at_once(header, route, ended, call),
-            Ok((Poll::Pending, call)) => self.go_on_alone(header, route, call, ambient),
+            Ok((Poll::Pending, call)) => self.go_on_alone(header, route, call, ambient, told),
             Err(Panicked) => self.fail_for_panic(header, route),
         }
     }
@@ -738,6 +736,7 @@ impl Connection {
         route: &Route,
         handler: &dyn AsyncHandler,
         mut request: Request,
+        told: Option<Told>,
     ) -> Result<Option<Header>, Broken> {
         if !header.flags.is_request() {
             return self.fail(header, &Status::invalid_argument("a stream is not one-way"));
@@ -751,7 +750,7 @@ impl Connection {
                     let ended = call.state().arrive(None, true);
                     debug_assert!(ended.is_ok(), "nothing has come before");
                 }
-                self.go_on_alone(header, route, call, ambient)
+                self.go_on_alone(header, route, call, ambient, told)
             }
             Err(Panicked) => self.fail_for_panic(header, route),
         }
@@ -868,6 +867,7 @@ impl Connection {
         route: &Route,
         mut call: Box<dyn Running>,
         ambient: Ambient,
+        told: Option<Told>,
     ) -> Result<Option<Header>, Broken> {
         let is_request = header.flags.is_request();
         let state = Arc::clone(call.state());
@@ -882,12 +882,12 @@ impl Connection {
         }
         self.woke = true;
         let (shared, out, header) = (Arc::clone(&self.shared), Arc::clone(&self.out), *header);
+        let until = told.map_or(ambient.deadline, clock::enforced);
         self.calls.spawn(async move {
             let work = poll_fn(|cx| match state.poll_end(cx) {
                 Some(end) => Poll::Ready(Ok(Err(end.status()))),
                 None => call.poll(cx),
             });
-            let until = ambient.deadline.map(clock::enforced);
             let ended = ambient.around(within(until, work)).await;
             // What the handler started elsewhere sees that nobody waits for it any more.
             let end = if ended.is_err() { CallEnd::DeadlineExceeded } else { CallEnd::Over };

@@ -48,7 +48,8 @@ pub struct Request {
     pub caller: Arc<Caller>,
     /// The longest reply the connection takes, in bytes.
     pub reply_bytes_max: usize,
-    /// When the caller gives up. Calls that the handler makes from its own task inherit it.
+    /// When the caller gives up, or, with more than a second to go, up to 10 ms before. Calls that the handler makes
+    /// from its own task inherit it.
     pub deadline: Option<Instant>,
     /// Tells what the handler starts elsewhere that the call is over.
     pub cancellation: Cancellation,

@@ -25,7 +25,8 @@ use crate::payload::Payload;
 pub struct Call {
     /// Who calls.
     pub caller: Arc<Caller>,
-    /// When the caller gives up. Calls that the handler makes from its own task inherit it.
+    /// When the caller gives up, or, with more than a second to go, up to 10 ms before. Calls that the handler makes
+    /// from its own task inherit it.
     pub deadline: Option<Instant>,
     /// Tells what the handler starts elsewhere that the call is over.
     pub cancellation: Cancellation,
