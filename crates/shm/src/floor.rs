@@ -15,9 +15,9 @@ use crate::{layout, sys};
 /// Bytes of the lines' file: a page.
 const BYTES: usize = 4096;
 
-/// Looks at a line, some 10 us, before the core is offered to whoever else wants it. Two processes that the system has put
+/// Looks at a line, some 30 us, before the core is offered to whoever else wants it. Two processes that the system has put
 /// on one core would otherwise each look for their whole time slice at what the other cannot write meanwhile.
-const LOOKS: u32 = 1 << 14;
+const LOOKS: u32 = 1 << 16;
 
 /// Lines that can be on their way at once in [`LineFloor::tell`].
 pub const LINES: u64 = layout::PAGE_LINES as u64;
