@@ -46,6 +46,7 @@ pub(super) const TYPED_ASYNC: Unary<Body, Body, Raw> = Unary::new(0x041F, "bench
 pub(super) enum Body {
     /// The caller's own, which are sent again and again as those of calls of bytes are.
     Own(Vec<u8>),
+    /// What the other side sent.
     Came(Payload),
 }
 
