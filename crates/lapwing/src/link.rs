@@ -2,6 +2,7 @@
 //!
 //! Frames are put together and checked in private memory; the transport sees whole frames only.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
@@ -22,7 +23,7 @@ use crate::bulk::{BulkIn, BulkOut, BulkTerms};
 use crate::clock::{self, Told};
 use crate::codec::Form;
 use crate::compression::{COMPRESS_MIN, KeepContexts, compress, expand};
-use crate::payload::{Frame, Payload};
+use crate::payload::{Frame, Payload, shrink};
 use crate::platform;
 
 /// Frames up to this length go out as one contiguous copy; longer ones as header and payload, to
@@ -231,10 +232,16 @@ impl Body<'_> {
 /// none, the payload. Its buffer goes back to the thread it is dropped on.
 #[derive(Debug)]
 pub(crate) struct Written {
-    /// There until it is dropped.
-    frame: Option<Box<Frame>>,
+    bytes: Vec<u8>,
+    /// Where the payload begins.
+    front: usize,
     /// Its extension block begins with a deadline.
     timed: bool,
+}
+
+thread_local! {
+    /// The buffer of the frame that was put together last on this thread: most are sent before the next is begun.
+    static WRITTEN: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 impl Carried {
@@ -262,52 +269,61 @@ impl Written {
         metadata: &Metadata,
         form: Form,
     ) -> Result<Written, ExtensionError> {
-        let mut frame = Frame::kept();
-        let bytes = &mut frame.bytes;
         let more = trace.is_some() || !metadata.is_empty() || form == Form::Json;
-        match (more, timed) {
-            (false, false) => bytes.extend_from_slice(&[0; Header::BYTES]),
-            (false, true) => bytes.extend_from_slice(&TIMED),
-            (true, _) => {
-                bytes.extend_from_slice(&[0; Header::BYTES]);
-                put_extensions(bytes, timed.then_some(NO_TIME), trace, metadata, form)?;
-            }
+        if !more {
+            return Ok(Written::plain(timed));
         }
-        frame.front = bytes.len();
-        Ok(Written { frame: Some(frame), timed })
+        let mut bytes = WRITTEN.try_with(Cell::take).unwrap_or_default();
+        bytes.extend_from_slice(&[0; Header::BYTES]);
+        put_extensions(&mut bytes, timed.then_some(NO_TIME), trace, metadata, form)?;
+        Ok(Written { front: bytes.len(), bytes, timed })
     }
 
+    /// As [`Written::begin`], with nothing in the extension block but the time.
     #[inline]
-    fn frame(&self) -> &Frame {
-        self.frame.as_ref().expect("it is there until it is dropped")
+    pub(crate) fn plain(timed: bool) -> Written {
+        // A thread that is ending keeps nothing.
+        let mut bytes = WRITTEN.try_with(Cell::take).unwrap_or_default();
+        if timed {
+            bytes.extend_from_slice(&TIMED);
+        } else {
+            bytes.extend_from_slice(&[0; Header::BYTES]);
+        }
+        Written { front: bytes.len(), bytes, timed }
     }
 
+    /// Leaves its buffer to the next one.
     #[inline]
-    fn frame_mut(&mut self) -> &mut Frame {
-        self.frame.as_mut().expect("it is there until it is dropped")
+    pub(crate) fn give_back(&mut self) {
+        if self.bytes.capacity() > 0 {
+            let mut bytes = std::mem::take(&mut self.bytes);
+            bytes.clear();
+            shrink(&mut bytes);
+            let _ = WRITTEN.try_with(|kept| kept.set(bytes));
+        }
     }
 
     /// Where the payload is to be appended.
     #[inline]
     pub(crate) fn payload_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.frame_mut().bytes
+        &mut self.bytes
     }
 
     #[inline]
     pub(crate) fn payload(&self) -> &[u8] {
-        self.frame().payload()
+        &self.bytes[self.front..]
     }
 
     #[inline]
     pub(crate) fn extension_bytes(&self) -> usize {
-        self.frame().front - Header::BYTES
+        self.front - Header::BYTES
     }
 
     /// Says that this much time is left, in a frame that says so at all.
     #[inline(always)]
     pub(crate) fn set_time(&mut self, time: TimeLeft) {
         debug_assert!(self.timed, "it was put together for a call with a deadline");
-        time.set_in(&mut self.frame_mut().bytes[Header::BYTES..]);
+        time.set_in(&mut self.bytes[Header::BYTES..]);
     }
 }
 
@@ -324,7 +340,7 @@ const TIMED: [u8; Header::BYTES + TimeLeft::BLOCK_BYTES] = {
 impl Drop for Written {
     #[inline]
     fn drop(&mut self) {
-        drop(self.frame.take().map(Payload::of));
+        self.give_back();
     }
 }
 
@@ -411,7 +427,7 @@ impl Sending {
         mut header: Header,
         written: &mut Written,
     ) -> Result<(), SendError> {
-        let Frame { bytes, front, .. } = written.frame_mut();
+        let Written { bytes, front, .. } = written;
         if bytes.len() - Header::BYTES > self.plain_max as usize {
             let mut extension = bytes[Header::BYTES..*front].to_vec();
             return self.send_long(header, &mut extension, Body::Bytes(&bytes[*front..]));

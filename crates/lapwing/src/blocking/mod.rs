@@ -21,8 +21,8 @@ pub use self::typed::{Halves, ItemSender, ItemStream, PendingReply, Upload};
 use crate::ambient::Ambient;
 use crate::bulk::Reserved;
 use crate::client::{
-    Again, Core, Inbox, LINGER, Lacks, Outcome, Outgoing, Room, StartError, Started, Turn, Until,
-    What, WhenFull, at_once, lock, state_of,
+    Again, Core, Inbox, LINGER, Lacks, Outcome, Outgoing, Plain, Room, Start, StartError, Started,
+    Turn, Until, What, WhenFull, at_once, lock, state_of,
 };
 use crate::control::ControlSocket;
 use crate::endpoint;
@@ -176,9 +176,8 @@ impl IpcClient {
         method: &'static str,
     ) -> Result<PendingCall<'_>, CallError> {
         let span = if spans::are_wanted() { self.span(&out, method) } else { None };
-        let (mut until, only_with_room) = (out.until(), out.only_with_room());
-        let start = |core: &Core, again: Option<&Again>| core.start_call(out.again(again));
-        let started = self.start(&mut until, only_with_room, start);
+        let mut until = out.until();
+        let started = self.start_call(&mut out, &mut until);
         if let (Some(span), Err(_)) = (&span, &started) {
             span.end(code_of(&started));
         }
@@ -221,7 +220,7 @@ impl IpcClient {
             None => (Until::Never, false),
             Some(travel) => (travel.deadline, travel.only_with_room),
         };
-        let reserve = |core: &Core, again: Option<&Again>| core.reserve(bytes, again);
+        let reserve = |core: &Core, again: &Again| core.reserve(bytes, again);
         self.start(&mut until, only_with_room, reserve)
     }
 
@@ -334,8 +333,7 @@ impl IpcClient {
         match when_full {
             WhenFull::Wait => {
                 let (mut until, only_with_room) = (out.until(), out.only_with_room());
-                let start =
-                    |core: &Core, again: Option<&Again>| core.start_oneway(out.again(again));
+                let start = |core: &Core, again: &Again| core.start_oneway(out.again(again));
                 return self.start(&mut until, only_with_room, start);
             }
             WhenFull::Fail => at_once(core.start_oneway(&mut out))?,
@@ -384,10 +382,23 @@ impl IpcClient {
 
     #[inline]
     fn call_now(&self, out: &mut Outgoing<'_>) -> Result<Payload, CallError> {
-        let (mut until, only_with_room) = (out.until(), out.only_with_room());
-        let start = |core: &Core, again: Option<&Again>| core.start_call(out.again(again));
-        let call = self.start(&mut until, only_with_room, start)?;
+        let mut until = out.until();
+        let call = self.start_call(out, &mut until)?;
         self.collect(&call, &mut until)
+    }
+
+    fn call_plain(&self, call: &mut Plain) -> Result<Payload, CallError> {
+        let mut until = call.until();
+        let started = self.start_call(call, &mut until)?;
+        call.clear();
+        self.collect(&started, &mut until)
+    }
+
+    #[inline(always)]
+    fn start_call(&self, call: &mut impl Start, until: &mut Until) -> Result<Started, CallError> {
+        let only_with_room = call.only_with_room();
+        let started = call.start(&self.shared.core, || false);
+        self.go_on(started, until, only_with_room, |core, again| call.start_again(core, again))
     }
 
     #[inline]
@@ -448,10 +459,22 @@ impl IpcClient {
         &self,
         until: &mut Until,
         only_with_room: bool,
-        mut start: impl FnMut(&Core, Option<&Again>) -> Result<T, StartError>,
+        mut start: impl FnMut(&Core, &Again) -> Result<T, StartError>,
     ) -> Result<T, CallError> {
-        let core = &self.shared.core;
-        match start(core, None) {
+        let started = start(&self.shared.core, &Again::default());
+        self.go_on(started, until, only_with_room, start)
+    }
+
+    /// As [`IpcClient::start`], after the first try.
+    #[inline]
+    fn go_on<T>(
+        &self,
+        started: Result<T, StartError>,
+        until: &mut Until,
+        only_with_room: bool,
+        start: impl FnMut(&Core, &Again) -> Result<T, StartError>,
+    ) -> Result<T, CallError> {
+        match started {
             Ok(started) => {
                 if only_with_room {
                     self.leave_rest();
@@ -460,13 +483,12 @@ impl IpcClient {
                 }
                 Ok(started)
             }
-            Err(StartError::Failed(error)) => Err(error),
-            Err(StartError::Full(_)) if only_with_room => Err(CallError::Full),
-            Err(StartError::Full(room)) => {
+            Err(StartError::Full(room)) if !only_with_room => {
                 let started = self.start_again(room, until, start)?;
                 self.sent(until);
                 Ok(started)
             }
+            Err(refused) => at_once(Err(refused)),
         }
     }
 
@@ -476,7 +498,7 @@ impl IpcClient {
         &self,
         mut room: Room,
         until: &mut Until,
-        mut start: impl FnMut(&Core, Option<&Again>) -> Result<T, StartError>,
+        mut start: impl FnMut(&Core, &Again) -> Result<T, StartError>,
     ) -> Result<T, CallError> {
         let core = &self.shared.core;
         let mut turn = Turn::new(core);
@@ -485,7 +507,7 @@ impl IpcClient {
             if !self.wait_for_room(room, &mut turn, until) {
                 return Err(CallError::DeadlineExceeded);
             }
-            match start(core, Some(&Again { settled, ticket: turn.ticket() })) {
+            match start(core, &Again { settled, ticket: turn.ticket() }) {
                 Err(StartError::Full(more)) => room = more,
                 started => return at_once(started),
             }

@@ -5,16 +5,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{IpcClient, PendingCall, Shared};
-use crate::ambient::Ambient;
 use crate::client::{
-    Again, Brings, Core, Item, ItemError, Outgoing, Started, Turn, Until, ended_in_time, in_time,
-    kind_of, read, try_sent, written,
+    Again, Brings, Core, Item, ItemError, Outgoing, Plain, Start, Started, Turn, Until,
+    ended_in_time, in_time, kind_of, read, try_sent, write, written,
 };
 use crate::codec::{Decode, Encode, Form};
 use crate::error::{CallError, timed};
 use crate::method::{ClientStream, Duplex, OneWay, ServerStream, Unary};
 use crate::payload::Payload;
-use crate::spans::{CallSpan, code_of};
+use crate::spans::{self, CallSpan, code_of};
 use crate::{CallOptions, WhenFull};
 
 impl IpcClient {
@@ -27,13 +26,7 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        if Ambient::is_here() {
-            return self.call_with(method, request, &CallOptions::default());
-        }
-        let mut written = written(method, request, "request", None)?;
-        let reply = self
-            .call_out(&mut Outgoing::written(kind_of(method), &mut written, None), method.name())?;
-        read::<R, C>(method.name(), "reply", reply, Form::Own)
+        self.call_with(method, request, &CallOptions::default())
     }
 
     /// Calls a method with a time limit, metadata or a trace, in JSON, or only if there is room now.
@@ -51,10 +44,19 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let travel = options.travel();
-        let mut written = written(method, request, "request", travel.as_ref())?;
-        let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
-        let reply = self.call_out(&mut out, method.name())?;
+        let reply = match options.only_time() {
+            Some(until) if !spans::are_wanted() => {
+                let mut call = Plain::new(kind_of(method), until);
+                write(method, request, call.payload_mut())?;
+                self.call_plain(&mut call)?
+            }
+            _ => {
+                let travel = options.travel();
+                let mut written = written(method, request, "request", travel.as_ref())?;
+                let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+                self.call_out(&mut out, method.name())?
+            }
+        };
         read::<R, C>(method.name(), "reply", reply, options.form())
     }
 
@@ -235,7 +237,7 @@ impl IpcClient {
         let mut until = out.until();
         let (span, form) = (self.span(&out, method), out.form());
         let only_with_room = out.only_with_room();
-        let start = |core: &Core, again: Option<&Again>| core.start(out.again(again), brings);
+        let start = |core: &Core, again: &Again| core.start(out.again(again), brings);
         let started = self.start(&mut until, only_with_room, start);
         if let (Some(span), Err(_)) = (&span, &started) {
             span.end(code_of(&started));

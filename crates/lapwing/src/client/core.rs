@@ -277,10 +277,8 @@ impl<'a> Outgoing<'a> {
 
     /// The same once more, to be tried after it had to wait.
     #[inline(always)]
-    pub(crate) fn again(&mut self, again: Option<&Again>) -> &mut Outgoing<'a> {
-        if let Some(again) = again {
-            self.again = Some(*again);
-        }
+    pub(crate) fn again(&mut self, again: &Again) -> &mut Outgoing<'a> {
+        self.again = Some(*again);
         self
     }
 
@@ -301,22 +299,10 @@ impl<'a> Outgoing<'a> {
         }
     }
 
-    /// When it is given up.
-    #[inline]
-    pub(crate) fn until(&self) -> Until {
-        self.travel.map_or(Until::Never, |travel| travel.deadline)
-    }
-
     /// How its payloads are written.
     #[inline]
     pub(crate) fn form(&self) -> Form {
         self.travel.map_or(Form::Own, |travel| travel.form)
-    }
-
-    /// Whether it fails instead of waiting for room.
-    #[inline]
-    pub(crate) fn only_with_room(&self) -> bool {
-        self.travel.is_some_and(|travel| travel.only_with_room)
     }
 
     /// The time that is left for it now.
@@ -324,6 +310,110 @@ impl<'a> Outgoing<'a> {
     fn left(&self) -> Option<TimeLeft> {
         let settled = self.again.as_ref().and_then(|again| again.settled);
         settled.map_or(self.until(), Until::At).left()
+    }
+}
+
+/// A call before it has started.
+pub(crate) trait Start {
+    /// When it is given up.
+    fn until(&self) -> Until;
+
+    /// Whether it fails instead of waiting for room.
+    fn only_with_room(&self) -> bool;
+
+    /// As [`Core::start`]. Where `looks` says so under the outbox's lock, the bell is not looked at: somebody will
+    /// call [`Core::flush`] soon, and before he sleeps. So what many tasks send in turn costs one look.
+    fn start(&mut self, core: &Core, looks: impl FnOnce() -> bool) -> Result<Started, StartError>;
+
+    /// Tries it again, after it had to wait.
+    fn start_again(&mut self, core: &Core, again: &Again) -> Result<Started, StartError>;
+
+    /// It has started: what it was sent from is the next one's.
+    fn clear(&mut self) {}
+}
+
+impl Start for Outgoing<'_> {
+    #[inline]
+    fn until(&self) -> Until {
+        self.travel.map_or(Until::Never, |travel| travel.deadline)
+    }
+
+    #[inline]
+    fn only_with_room(&self) -> bool {
+        self.travel.is_some_and(|travel| travel.only_with_room)
+    }
+
+    #[inline(always)]
+    fn start(&mut self, core: &Core, looks: impl FnOnce() -> bool) -> Result<Started, StartError> {
+        core.start_with(self, Brings::Reply, looks)
+    }
+
+    fn start_again(&mut self, core: &Core, again: &Again) -> Result<Started, StartError> {
+        core.start(self.again(again), Brings::Reply)
+    }
+}
+
+/// A typed call with a time limit at most, as most are: less is to be looked at than of an [`Outgoing`].
+// Used where it was made: a move loads what was just stored, in other pieces than it was stored in, and waits for the cache.
+#[derive(Debug)]
+pub(crate) struct Plain {
+    kind: Kind,
+    written: Written,
+    until: Until,
+}
+
+impl Plain {
+    /// One whose payload is still empty.
+    #[inline(always)]
+    pub(crate) fn new(kind: Kind, until: Until) -> Plain {
+        Plain { kind, written: Written::plain(until != Until::Never), until }
+    }
+
+    /// Where the payload is to be appended.
+    #[inline]
+    pub(crate) fn payload_mut(&mut self) -> &mut Vec<u8> {
+        self.written.payload_mut()
+    }
+}
+
+impl Start for Plain {
+    #[inline]
+    fn until(&self) -> Until {
+        self.until
+    }
+
+    #[inline]
+    fn only_with_room(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn start(&mut self, core: &Core, looks: impl FnOnce() -> bool) -> Result<Started, StartError> {
+        let Plain { kind, written, until } = self;
+        let room = Room { bytes: written.payload().len(), place: true, lacks: Lacks::Place };
+        core.start_frame(*kind, room, None, Brings::Reply, looks, |outbox, header| {
+            if let Some(left) = until.left() {
+                written.set_time(left);
+            }
+            let bytes = room.bytes;
+            let room = Room { bytes: bytes + written.extension_bytes(), ..room };
+            let sent = outbox.sending.send_written(header, written);
+            sent.map_err(|error| core.refused(error, room))?;
+            core.counters.sent(bytes);
+            Ok(())
+        })
+    }
+
+    #[cold]
+    fn start_again(&mut self, core: &Core, again: &Again) -> Result<Started, StartError> {
+        let travel = Travel::plain(self.until);
+        let mut out = Outgoing::written(self.kind, &mut self.written, Some(&travel));
+        core.start(out.again(again), Brings::Reply)
+    }
+
+    #[inline]
+    fn clear(&mut self) {
+        self.written.give_back();
     }
 }
 
@@ -337,6 +427,21 @@ pub(crate) struct Travel<'a> {
     pub(crate) form: Form,
     /// It fails instead of waiting for room.
     pub(crate) only_with_room: bool,
+}
+
+impl Travel<'_> {
+    /// Nothing but the time.
+    fn plain(deadline: Until) -> Travel<'static> {
+        const NONE: &Metadata = &Metadata::NONE;
+        Travel {
+            deadline,
+            trace: None,
+            metadata: NONE,
+            priority: false,
+            form: Form::Own,
+            only_with_room: false,
+        }
+    }
 }
 
 /// What a call brings: one reply, or streams in one direction or both.
@@ -467,21 +572,6 @@ impl Core {
     }
 
     /// Sends a request and enters its call, or neither. The peer's bell has been looked at.
-    pub(crate) fn start_call(&self, out: &mut Outgoing<'_>) -> Result<Started, StartError> {
-        self.start(out, Brings::Reply)
-    }
-
-    /// As [`Core::start_call`]. Where `looks` says so under the outbox's lock, the bell is not looked at: somebody
-    /// will call [`Core::flush`] soon, and before he sleeps. So what many tasks send in turn costs one look.
-    #[inline(always)]
-    pub(crate) fn start_call_for(
-        &self,
-        out: &mut Outgoing<'_>,
-        looks: impl FnOnce() -> bool,
-    ) -> Result<Started, StartError> {
-        self.start_with(out, Brings::Reply, looks)
-    }
-
     #[inline(always)]
     pub(crate) fn start(
         &self,
@@ -503,11 +593,30 @@ impl Core {
         brings: Brings,
         looks: impl FnOnce() -> bool,
     ) -> Result<Started, StartError> {
+        let (kind, room, again, bytes) = (out.kind, out.room(true), out.again, out.len());
+        self.start_frame(kind, room, again.as_ref(), brings, looks, |outbox, header| {
+            self.send_out(outbox, header, out, room)?;
+            self.counters.sent(bytes);
+            Ok(())
+        })
+    }
+
+    /// Enters a call and sends its request with `send`, which counts it, or neither. `room` is what the request takes
+    /// without its extension block.
+    #[inline(always)]
+    fn start_frame(
+        &self,
+        kind: Kind,
+        room: Room,
+        again: Option<&Again>,
+        brings: Brings,
+        looks: impl FnOnce() -> bool,
+        send: impl FnOnce(&mut Outbox, Header) -> Result<(), StartError>,
+    ) -> Result<Started, StartError> {
         let mut outbox = self.open_outbox()?;
         let begun = self.counters.begin();
-        let (kind, room) = (out.kind, out.room(true));
         if !outbox.waiting.is_empty() {
-            outbox.take_turn(room, out.again.as_ref())?;
+            outbox.take_turn(room, again)?;
         }
         let Some(place) = outbox.calls.vacancy() else {
             return Err(StartError::Full(room));
@@ -522,9 +631,7 @@ impl Core {
             Brings::Items { caller_sends: true } => Flags::REQUEST | Flags::STREAM,
             _ => Flags::REQUEST,
         };
-        let header = call_header(flags, kind, id);
-        let bytes = out.len();
-        if let Err(error) = self.send_out(&mut outbox, header, out, room) {
+        if let Err(error) = send(&mut outbox, call_header(flags, kind, id)) {
             outbox.calls.discard(id);
             return Err(outbox.refusal(error));
         }
@@ -532,7 +639,6 @@ impl Core {
         if matches!(brings, Brings::Items { .. }) {
             self.streams.store(self.streams.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         }
-        self.counters.sent(bytes);
         if (!looks() || outbox.sending.peer_seems_asleep())
             && let Err(broken) = outbox.sending.flush()
         {
@@ -638,15 +744,11 @@ impl Core {
     }
 
     /// Room for a payload to be written in place.
-    pub(crate) fn reserve(
-        &self,
-        bytes: usize,
-        again: Option<&Again>,
-    ) -> Result<Reserved, StartError> {
+    pub(crate) fn reserve(&self, bytes: usize, again: &Again) -> Result<Reserved, StartError> {
         let mut outbox = self.open_outbox()?;
         let room = outbox.lacking(Room { bytes, place: false, lacks: Lacks::Block });
         if !outbox.waiting.is_empty() {
-            outbox.take_turn(room, again)?;
+            outbox.take_turn(room, Some(again))?;
         }
         match outbox.sending.reserve(bytes) {
             Ok(block) => Ok(Reserved::new(block, bytes)),

@@ -32,8 +32,8 @@ use tokio::io::Interest;
 use tokio::sync::Notify;
 
 pub(crate) use self::core::{
-    Again, Brings, Core, Inbox, Lacks, Outcome, Outgoing, Room, StartError, Started, Travel, Turn,
-    What, lock,
+    Again, Brings, Core, Inbox, Lacks, Outcome, Outgoing, Plain, Room, Start, StartError, Started,
+    Travel, Turn, What, lock,
 };
 use self::driver::Driver;
 pub use self::options::{CallOptions, ClientOptions, FrameChecksum, Transport, WhenFull};
@@ -41,7 +41,9 @@ pub(crate) use self::options::{Until, checksum_set, program_name};
 pub use self::stats::ClientStats;
 pub(crate) use self::streams::{Item, ItemError};
 pub use self::typed::{Halves, ItemSender, ItemStream, Upload};
-pub(crate) use self::typed::{at_once, ended_in_time, in_time, kind_of, read, try_sent, written};
+pub(crate) use self::typed::{
+    at_once, ended_in_time, in_time, kind_of, read, try_sent, write, written,
+};
 use crate::ambient::Ambient;
 use crate::bulk::Reserved;
 use crate::control::ControlSocket;
@@ -247,7 +249,7 @@ impl IpcClient {
             None => (Until::Never, false),
             Some(travel) => (travel.deadline, travel.only_with_room),
         };
-        let reserve = |again: Option<&Again>| self.shared.core.reserve(bytes, again);
+        let reserve = |again: &Again| self.shared.core.reserve(bytes, again);
         self.start(until, only_with_room, reserve).await
     }
 
@@ -333,8 +335,8 @@ impl IpcClient {
     pub async fn describe_method(&self, kind: u16) -> Result<methods::MethodDetails, CallError> {
         // The connection's own kinds carry nothing beside their payload, not even a deadline.
         let wanted = MethodWanted { kind }.encode();
-        let out = Outgoing::plain(Kind::DESCRIBE_METHOD, &wanted);
-        let reply = self.call_now::<NoTimer>(out).await?;
+        let mut out = Outgoing::plain(Kind::DESCRIBE_METHOD, &wanted);
+        let reply = self.call_now::<NoTimer>(&mut out).await?;
         methods::from_details(kind, MethodDetails::decode(&reply))
     }
 
@@ -380,7 +382,7 @@ impl IpcClient {
         match when_full {
             WhenFull::Wait => {
                 let (until, only_with_room) = (out.until(), out.only_with_room());
-                let start = |again: Option<&Again>| core.start_oneway(out.again(again));
+                let start = |again: &Again| core.start_oneway(out.again(again));
                 self.start(until, only_with_room, start).await?;
             }
             WhenFull::Fail => at_once(core.start_oneway(&mut out))?,
@@ -398,7 +400,7 @@ impl IpcClient {
         if Ambient::is_here() || spans::are_wanted() {
             return Box::pin(self.call_inheriting(kind, payload)).await;
         }
-        self.call_now::<NoTimer>(Outgoing::plain(kind, payload)).await
+        self.call_now::<NoTimer>(&mut Outgoing::plain(kind, payload)).await
     }
 
     async fn call_inheriting(&self, kind: Kind, payload: &[u8]) -> Result<Payload, CallError> {
@@ -416,23 +418,23 @@ impl IpcClient {
     /// Calls within the time that the travel gives.
     async fn call_with_travel(
         &self,
-        out: Outgoing<'_>,
+        mut out: Outgoing<'_>,
         method: &'static str,
     ) -> Result<Payload, CallError> {
         match self.span(&out, method) {
-            None => self.call_now::<InTime>(out).await,
+            None => self.call_now::<InTime>(&mut out).await,
             Some(span) => {
                 // In its place before it is handed on: it is large to be moved.
-                let work = pin!(self.call_now::<InTime>(out));
+                let work = pin!(self.call_now::<InTime>(&mut out));
                 observed(span, work).await
             }
         }
     }
 
-    async fn call_now<T: Timer>(&self, mut out: Outgoing<'_>) -> Result<Payload, CallError> {
+    async fn call_now<T: Timer>(&self, call: &mut impl Start) -> Result<Payload, CallError> {
         let core = &*self.shared.core;
         let_others_run().await;
-        let (mut guard, mut until) = (CallGuard { shared: &self.shared, id: None }, out.until());
+        let (mut guard, mut until) = (CallGuard { shared: &self.shared, id: None }, call.until());
         // The guard is there before the request is sent: a drop between the two cannot leak the slot.
         // The driver flushes in its next turn. In a moment this task waits, and lets it run.
         let mut deferred = false;
@@ -440,15 +442,16 @@ impl IpcClient {
             deferred = core.doorbell.is_some() && self.shared.kick.looking.load(Ordering::Relaxed);
             deferred
         };
-        let started = match core.start_call_for(out.again(None), looks) {
-            Err(StartError::Full(_)) if !out.only_with_room() => {
+        let started = match call.start(core, looks) {
+            Err(StartError::Full(_)) if !call.only_with_room() => {
                 // One time for both, the wait for room and that for the reply.
                 until = until.settle().into();
-                let start = |again: Option<&Again>| core.start_call(out.again(again));
+                let start = |again: &Again| call.start_again(core, again);
                 within(until, pin!(self.poll_start(until, start))).await?
             }
             started => at_once(started)?,
         };
+        call.clear();
         guard.id = Some(started.id);
         self.sent();
         let (mut yielded, mut timer) = (false, pin!(T::default()));
@@ -482,10 +485,10 @@ impl IpcClient {
         &self,
         until: Until,
         only_with_room: bool,
-        mut start: impl FnMut(Option<&Again>) -> Result<T, StartError>,
+        mut start: impl FnMut(&Again) -> Result<T, StartError>,
     ) -> Result<T, CallError> {
         if only_with_room {
-            return at_once(start(None));
+            return at_once(start(&Again::default()));
         }
         within(until, pin!(self.poll_start(until, start))).await
     }
@@ -494,14 +497,14 @@ impl IpcClient {
     async fn poll_start<T>(
         &self,
         mut until: Until,
-        mut start: impl FnMut(Option<&Again>) -> Result<T, StartError>,
+        mut start: impl FnMut(&Again) -> Result<T, StartError>,
     ) -> Result<T, CallError> {
         let mut turn = Turn::new(&self.shared.core);
         let mut again = Again::default();
         poll_fn(|cx| {
             for _ in 0..2 {
                 again.ticket = turn.ticket();
-                match start(Some(&again)) {
+                match start(&again) {
                     Ok(started) => return Poll::Ready(Ok(started)),
                     Err(StartError::Failed(error)) => return Poll::Ready(Err(error)),
                     // Registered first, then tried once more: room that came in between is seen.

@@ -352,6 +352,25 @@ impl CallOptions {
         self.form
     }
 
+    /// When a call that is made here and now is given up, if it has nothing else to carry and its time is worth no look
+    /// at the clock: as most have it.
+    #[inline]
+    pub(crate) fn only_time(&self) -> Option<Until> {
+        let Self { timeout, deadline, trace, metadata, priority, form, only_with_room } = self;
+        let plain = deadline.is_none()
+            && trace.is_none()
+            && metadata.is_empty()
+            && !*priority
+            && *form == Form::Own
+            && !*only_with_room
+            && !Ambient::is_here();
+        match timeout {
+            _ if !plain => None,
+            None => Some(Until::Never),
+            Some(timeout) => (*timeout >= AMPLE).then_some(Until::In(*timeout)),
+        }
+    }
+
     /// All that goes with a call that is made here and now, if anything does.
     pub(crate) fn travel(&self) -> Option<Travel<'_>> {
         let ambient = Ambient::here();

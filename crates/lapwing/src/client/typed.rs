@@ -11,10 +11,10 @@ use futures_core::Stream;
 use lapwing_proto::Kind;
 use tokio::time::{Sleep, sleep_until};
 
-use super::core::{Again, Brings, Outgoing, StartError, Started, Travel, Turn};
+use super::core::{Again, Brings, Outgoing, Plain, Start, StartError, Started, Travel, Turn};
 use super::options::{CallOptions, WhenFull};
 use super::streams::{Item, ItemError};
-use super::{IpcClient, NoTimer, Shared, Until};
+use super::{InTime, IpcClient, NoTimer, Shared, Until};
 use crate::ambient::Ambient;
 use crate::codec::{Decode, Encode, Form};
 use crate::error::{CallError, timed};
@@ -43,6 +43,17 @@ pub(crate) fn written<S: Shape, Q, R, C: Encode<Q>>(
     let form = travel.map_or(Form::Own, |travel| travel.form);
     form.encode::<Q, C>(request, written.payload_mut()).map_err(failed)?;
     Ok(written)
+}
+
+/// Appends a request.
+#[inline(always)]
+pub(crate) fn write<Q, R, C: Encode<Q>>(
+    method: Unary<Q, R, C>,
+    request: &Q,
+    into: &mut Vec<u8>,
+) -> Result<(), CallError> {
+    let failed = |source| CallError::Codec { method: method.name(), what: "request", source };
+    C::encode(request, into).map_err(failed)
 }
 
 pub(crate) fn kind_of<S: Shape, Q, R, C>(method: Method<S, Q, R, C>) -> Kind {
@@ -86,9 +97,9 @@ impl IpcClient {
         if Ambient::is_here() || spans::are_wanted() {
             return Box::pin(self.call_with(method, request, &CallOptions::default())).await;
         }
-        let mut written = written(method, request, "request", None)?;
-        let out = Outgoing::written(kind_of(method), &mut written, None);
-        let reply = self.call_now::<NoTimer>(out).await?;
+        let mut call = Plain::new(kind_of(method), Until::Never);
+        write(method, request, call.payload_mut())?;
+        let reply = self.call_now::<NoTimer>(&mut call).await?;
         read::<R, C>(method.name(), "reply", reply, Form::Own)
     }
 
@@ -111,10 +122,19 @@ impl IpcClient {
     where
         C: Encode<Q> + Decode<R>,
     {
-        let travel = options.travel();
-        let mut written = written(method, request, "request", travel.as_ref())?;
-        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
-        let reply = self.call_with_travel(out, method.name()).await?;
+        let reply = match options.only_time() {
+            Some(until) if !spans::are_wanted() => {
+                let mut call = Plain::new(kind_of(method), until);
+                write(method, request, call.payload_mut())?;
+                self.call_now::<InTime>(&mut call).await?
+            }
+            _ => {
+                let travel = options.travel();
+                let mut written = written(method, request, "request", travel.as_ref())?;
+                let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+                self.call_with_travel(out, method.name()).await?
+            }
+        };
         read::<R, C>(method.name(), "reply", reply, options.form())
     }
 
@@ -330,7 +350,7 @@ impl IpcClient {
         let until = Until::from(deadline);
         let (span, form) = (self.span(&out, method), out.form());
         let only_with_room = out.only_with_room();
-        let start = |again: Option<&Again>| core.start(out.again(again), brings);
+        let start = |again: &Again| core.start(out.again(again), brings);
         let started = self.start(until, only_with_room, start).await;
         if let (Some(span), Err(_)) = (&span, &started) {
             span.end(code_of(&started));
