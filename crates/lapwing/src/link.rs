@@ -33,6 +33,9 @@ const GATHERED_BYTES: usize = 1024;
 /// Room in a ring that a frame with a bulk descriptor needs beside its header and extension block, at least.
 const DESCRIPTOR_BYTES: usize = 64;
 
+/// The longest extension block, in bytes, with its own length. Over the socket it does not count for the largest message.
+const EXTENSION_BYTES_MAX: u32 = 2 + u16::MAX as u32;
+
 /// Bytes asked of the socket at a time.
 const SOCKET_READ_BYTES: usize = 16 * 1024;
 
@@ -482,7 +485,7 @@ impl Sending {
         if self.compresses {
             return self.send_compressed(header, extension, body);
         }
-        self.send_in_block(header, extension, body)
+        self.send_as_it_is(header, extension, body)
     }
 
     /// Sends a payload compressed where that is worth it, else as it is. A block that was written in place is sent
@@ -529,9 +532,14 @@ impl Sending {
         extension: &mut Vec<u8>,
         body: Body<'_>,
     ) -> Result<(), SendError> {
-        let lends = matches!(&self.out, Out::Ring { bulk: Some(_), .. });
-        let in_block = lends && matches!(body, Body::Block(_));
-        if in_block || extension.len() + body.len() > self.inline_max as usize {
+        let (in_block, frame_bytes) = match &self.out {
+            Out::Ring { bulk, .. } => {
+                (bulk.is_some() && matches!(body, Body::Block(_)), extension.len() + body.len())
+            }
+            // The extension block stands beside the message.
+            Out::Socket { .. } => (false, body.len()),
+        };
+        if in_block || frame_bytes > self.inline_max as usize {
             return self.send_in_block(header, extension, body);
         }
         let mut payload = body.bytes();
@@ -811,18 +819,33 @@ impl Receiving {
             }
         };
         let Some(header) = header else { return Ok(None) };
+        if header.length > self.message_max {
+            self.check_length(&header, &frame.bytes)?;
+        }
         let expected = self.checksum.of_zeroed(&frame.bytes);
         if expected != header.checksum {
             return Err(FrameError::Checksum { expected, found: header.checksum }.into());
         }
         if header.flags.intersects(UNFOLDED)
-            && header.kind.is_application()
+            && (header.kind.is_application() || header.flags.is_response())
             && (header.flags.contains(Flags::COMPRESSED)
                 || TimeLeft::read_block(&frame.bytes[Header::BYTES..]).is_none())
         {
             return self.unfold(header, frame).map(Some);
         }
         Ok(Some(header))
+    }
+
+    /// Checks a frame from the socket that is longer than a message: its extension block may be what is too much.
+    #[cold]
+    fn check_length(&self, header: &Header, frame: &[u8]) -> Result<(), Broken> {
+        let block =
+            frame[Header::BYTES..].first_chunk().map_or(0, |length| u16::from_le_bytes(*length));
+        let beside = 2 + u32::from(block);
+        if header.length.saturating_sub(beside) > self.message_max {
+            return Err(FrameError::TooLong { length: header.length, max: self.message_max }.into());
+        }
+        Ok(())
     }
 
     /// Puts the payload in its place: it may lie in bulk memory, and it may be compressed. A compressed one stays as
@@ -833,7 +856,8 @@ impl Receiving {
             true => self.with_bulk(header, frame)?,
             false => header,
         };
-        if self.expands && header.flags.contains(Flags::COMPRESSED) {
+        if self.expands && header.kind.is_application() && header.flags.contains(Flags::COMPRESSED)
+        {
             return expand(header, frame, self.message_max);
         }
         Ok(header)
@@ -950,7 +974,12 @@ fn take_from_socket(
         let here = &buffer[*start..*end];
         let mut wanted = Header::BYTES;
         if let Some(head) = here.first_chunk() {
-            let header = Header::decode(head, payload_max)?;
+            let header = Header::decode(head, payload_max.saturating_add(EXTENSION_BYTES_MAX))?;
+            let may_be_longer =
+                header.flags.contains(Flags::EXTENDED) && header.kind.is_application();
+            if header.length > payload_max && !may_be_longer {
+                return Err(FrameError::TooLong { length: header.length, max: payload_max }.into());
+            }
             wanted += header.length as usize;
             if here.len() >= wanted {
                 frame.extend_from_slice(&here[..wanted]);

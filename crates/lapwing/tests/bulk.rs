@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use lapwing::{
     Builder, Call, CallError, CallOptions, ClientOptions, ClientStream, Code, Duplex, IpcClient,
-    IpcServer, Payload, Raw, Request, ServerLimits, ServerStream, Sink, Source, Spin, Status,
-    Transport, Unary, blocking,
+    IpcServer, Metadata, Payload, Raw, Request, ServerLimits, ServerStream, Sink, Source, Spin,
+    Status, Transport, Unary, blocking,
 };
 use lapwing_testkit::{PATIENCE, Resources, Victim, test_name};
 
@@ -339,6 +339,43 @@ async fn message_of_the_longest_length_passes_and_one_byte_more_is_refused() {
             let mut request = client.reserve(10 * MIB).unwrap();
             request.copy_from_slice(&sent);
             assert!(client.call_reserved(ECHO, request).unwrap().bytes() == sent, "it goes on");
+        };
+        tokio::task::spawn_blocking(work).await.unwrap();
+    }
+}
+
+/// What travels with it takes nothing away from the largest message.
+#[tokio::test]
+async fn message_of_the_longest_length_passes_with_a_deadline_and_metadata() {
+    let echo = Unary::<Vec<u8>, Payload, Raw>::new(ECHO, "echo");
+    let fixture = serve(ServerLimits::default());
+    // Of bytes that no compression makes shorter.
+    let mut state = 1_u64;
+    let sent: Vec<u8> = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    })
+    .take(10 * MIB)
+    .collect();
+    let longer = [&sent[..], &[1]].concat();
+    let carries = CallOptions::default()
+        .timeout(Duration::from_secs(60))
+        .metadata(Metadata::from([("tenant", vec![7_u8; 8000])]));
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        assert!(client.call_with(echo, &sent, &carries).await.unwrap().bytes() == sent);
+        let refused = client.call_with(echo, &longer, &carries).await.unwrap_err();
+        assert!(matches!(refused, CallError::TooLarge { .. }), "{transport:?}: {refused}");
+        let (path, sent, carries) = (fixture.path.clone(), sent.clone(), carries.clone());
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            let mut request = client.reserve(10 * MIB).unwrap();
+            request.copy_from_slice(&sent);
+            let reply = client.call_reserved_with(ECHO, request, &carries).unwrap();
+            assert!(reply.bytes() == sent);
+            assert!(client.call_with(echo, &sent, &carries).unwrap().bytes() == sent);
         };
         tokio::task::spawn_blocking(work).await.unwrap();
     }

@@ -9,7 +9,9 @@ use lapwing::{
     CallError, ClientOptions, Code, ConnectionState, Delivered, EndReason, IpcClient, Status,
     Transport, blocking,
 };
-use lapwing_proto::{Checksum, Flags, Goodbye, Header, Hello, Kind, LimitsWanted, limits};
+use lapwing_proto::{
+    Checksum, Flags, Goodbye, Header, Hello, Kind, LimitsWanted, TimeLeft, limits,
+};
 use lapwing_testkit::frame::RawFrame;
 use lapwing_testkit::methods::{ECHO, LARGE, LATER, PANIC, UNKNOWN};
 use lapwing_testkit::{
@@ -228,6 +230,36 @@ fn payload_over_the_granted_length_is_cut_before_it_is_read() {
         assert_eq!(peer.call(ECHO, 1, &[5; 1000]).1, [5; 1000]);
         peer.send_frame(&RawFrame::request(ECHO, 2, &[5; 1001]));
         assert_eq!(peer.hear_goodbye(), WireError::FrameTooLong, "{transport:?}");
+    }
+    // Over the socket an extension block stands beside the payload, and is no way around the limit.
+    let wanted = Hello {
+        limits: LimitsWanted { message_bytes: 1000, calls_in_flight: 4 },
+        ..hello(Transport::Socket)
+    };
+    let block = TimeLeft { remaining_us: 60_000_000, sent_at_ns: 0 }.block();
+    for (kind, block, bytes, fits) in [
+        (ECHO, &block[..], 1000, true),
+        (ECHO, &block[..], 1001, false),
+        (ECHO, &[0, 0], 1001, false),
+        (ECHO, &[0xFF, 0xFF], 1001, false),
+        (Kind::DESCRIBE.number(), &[0xFF, 0xFF], 1001, false),
+    ] {
+        let (mut peer, _) = RawPeer::greet_with(victim.path(), &wanted);
+        let payload = [block, &vec![5; bytes]].concat();
+        let flags = Flags::REQUEST | Flags::EXTENDED;
+        peer.send_frame(&RawFrame::of(flags, kind, 1, &payload));
+        if fits {
+            assert_eq!(peer.hear_frame().1, vec![5; bytes]);
+        } else {
+            let told = peer.hear_goodbye();
+            // A block that is longer than its frame is no block.
+            let expected = if kind == ECHO && block == [0xFF, 0xFF] {
+                WireError::BadExtension
+            } else {
+                WireError::FrameTooLong
+            };
+            assert_eq!(told, expected, "{kind:#x} {block:?}");
+        }
     }
     // Over shared memory a quarter of the sender's ring is the most.
     let mut peer = RawPeer::greet(victim.path(), Transport::SharedMemory);

@@ -10,8 +10,9 @@ use lapwing::methods::Shape;
 use lapwing::schemars::{self, JsonSchema};
 use lapwing::{
     Builder, Call, CallError, CallOptions, ClientOptions, ClientStream, Code, Codec, CodecError,
-    Decode, Duplex, Encode, IpcClient, IpcServer, Json, OneWay, Payload, Postcard, Raw, RouteError,
-    ServeError, ServerLimits, ServerStream, Sink, Source, Status, Transport, Unary, blocking,
+    ConnectError, Decode, Duplex, Encode, IpcClient, IpcServer, Json, OneWay, Payload, Postcard,
+    Raw, RouteError, ServeError, ServerLimits, ServerStream, Sink, Source, Status, Transport,
+    Unary, blocking,
 };
 use serde::{Deserialize, Serialize};
 
@@ -439,4 +440,34 @@ async fn description_longer_than_the_connection_takes_is_refused_and_others_are_
     let options = options(Transport::Socket);
     let client = IpcClient::connect_with(server.path(), options).await.unwrap();
     assert!(client.describe_method(0x0700).await.unwrap().reply_schema.is_some());
+}
+
+/// It goes through bulk memory, as long replies of methods do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn description_longer_than_the_ring_takes_comes_all_the_same() {
+    const LONG: Unary<Described<60_000>, Described<60_000>, Json> = Unary::new(0x0700, "long");
+    let folder = tempfile::tempdir().unwrap();
+    let methods = 700;
+    let server = building(folder.path(), |builder| {
+        let raw = |builder: Builder, kind: u16, name: &str| {
+            builder.route_raw(kind, name, |request| async { Ok(request.payload) })
+        };
+        let builder = raw(builder, 0x0700, "long").schema_of(LONG);
+        (1..methods).fold(builder, |builder, n| {
+            raw(builder, 0x0700 + n, &format!("{}{n}", "n".repeat(110)))
+        })
+    });
+    let server = server.unwrap();
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        let client = IpcClient::connect_with(server.path(), options(transport)).await.unwrap();
+        assert!(client.describe_method(0x0700).await.unwrap().reply_schema.is_some());
+        assert_eq!(client.describe().await.unwrap().len(), usize::from(methods));
+        let connected = tokio::task::block_in_place(|| {
+            let client = blocking::IpcClient::connect_with(server.path(), &options(transport))?;
+            assert!(client.describe_method(0x0700).unwrap().reply_schema.is_some());
+            assert_eq!(client.describe().unwrap().len(), usize::from(methods));
+            Ok::<_, ConnectError>(())
+        });
+        connected.unwrap();
+    }
 }

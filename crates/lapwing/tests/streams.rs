@@ -348,6 +348,47 @@ async fn handler_that_panics_after_items_is_internal_and_its_connection_goes_on(
     }
 }
 
+/// At once, later, and when its future is dropped.
+#[tokio::test]
+async fn every_panic_is_counted_also_that_of_a_message() {
+    struct PanicsInDrop;
+    impl Drop for PanicsInDrop {
+        fn drop(&mut self) {
+            assert!(std::thread::panicking(), "as asked");
+        }
+    }
+    const TELL: OneWay<String> = OneWay::new(0x0600, "tell");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s.sock");
+    let server = IpcServer::builder()
+        .bind(&path)
+        .unwrap()
+        .route(TELL, |_: Call, when: String| async move {
+            let (mut guard, later) = (None, Duration::from_millis(1));
+            match when.as_str() {
+                "dropped" => guard = Some(PanicsInDrop),
+                "later" => tokio::time::sleep(later).await,
+                _ => {}
+            }
+            assert!(guard.is_some(), "as asked");
+            Ok(())
+        })
+        .serve()
+        .unwrap();
+    for transport in BOTH {
+        for when in ["now", "later", "dropped"] {
+            let before = server.stats();
+            let client = IpcClient::connect_with(&path, options(transport)).await.unwrap();
+            client.send(TELL, &when.to_owned()).await.unwrap();
+            client.disconnect().await;
+            eventually("it is counted", || server.stats().panics > before.panics).await;
+            let stats = server.stats();
+            let counted = (stats.panics - before.panics, stats.dropped - before.dropped);
+            assert_eq!(counted, (1, 1), "{transport:?} {when}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn reader_that_never_reads_stops_its_own_stream_and_nobody_else() {
     let fixture = serve(ServerLimits::default());
@@ -861,6 +902,51 @@ async fn every_plain_call_and_message_of_a_handler_inherits() {
     client.call(ASK, &()).await.unwrap();
     for n in 0..14 {
         assert_eq!(came.recv().await.unwrap(), (None, false), "the {n}th to come");
+    }
+}
+
+/// What a handler asks a connection itself is asked in the time that is left, and nothing travels with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn handler_with_a_deadline_and_a_trace_pings_and_describes() {
+    const ASK: Unary<(), ()> = Unary::new(0x0600, "ask");
+    let inner = serve(ServerLimits::default());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("outer.sock");
+    let asynchronous = IpcClient::connect(&inner.path).await.unwrap();
+    let connected = tokio::task::block_in_place(|| blocking::IpcClient::connect(&inner.path));
+    let blocking = connected.unwrap();
+    let _outer = IpcServer::builder()
+        .bind(&path)
+        .unwrap()
+        .route(ASK, move |_: Call, (): ()| {
+            let (client, blocking) = (asynchronous.clone(), blocking.clone());
+            async move {
+                let work = async {
+                    client.ping().await?;
+                    client.describe().await?;
+                    let one = client.describe_method(LENGTH.kind()).await?;
+                    assert_eq!(one.name, LENGTH.name());
+                    tokio::task::block_in_place(|| {
+                        blocking.ping()?;
+                        blocking.describe()?;
+                        let one = blocking.describe_method(LENGTH.kind())?;
+                        assert_eq!(one.name, LENGTH.name());
+                        Ok(())
+                    })
+                };
+                work.await.map_err(|error: CallError| Status::internal(error.to_string()))
+            }
+        })
+        .serve()
+        .unwrap();
+    let client = IpcClient::connect(&path).await.unwrap();
+    let trace = TraceContext { trace_id: [9; 16], parent_id: [1; 8], flags: 0 };
+    for options in [
+        CallOptions::default(),
+        CallOptions::default().timeout(Duration::from_secs(60)),
+        CallOptions::default().trace(trace),
+    ] {
+        client.call_with(ASK, &(), &options).await.unwrap();
     }
 }
 

@@ -27,6 +27,9 @@ const NOTED_ALL: Unary<(), ()> = Unary::new(0x0507, "noted.all");
 /// Makes a note, and answers.
 const NOTE_CALL: Unary<(), ()> = Unary::new(0x0506, "note.call");
 
+/// Makes a note when it is begun.
+const NOTE_STREAM: ServerStream<(), u64> = ServerStream::new(0x050A, "note.stream");
+
 /// Is handled until it is let go.
 const HOLD: OneWay<()> = OneWay::new(0x0508, "hold");
 
@@ -84,7 +87,7 @@ fn serve_on(threads: usize, limits: ServerLimits) -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("turns.sock");
     let notes = Arc::new(AtomicUsize::new(0));
-    let [noted, called, kept, all] = std::array::from_fn(|_| Arc::clone(&notes));
+    let [noted, called, streamed, kept, all] = std::array::from_fn(|_| Arc::clone(&notes));
     let sent = Arc::new(AtomicUsize::new(usize::MAX));
     let wanted = Arc::clone(&sent);
     let gate = Arc::new(Semaphore::new(0));
@@ -109,6 +112,13 @@ fn serve_on(threads: usize, limits: ServerLimits) -> Fixture {
                 items.send(&n).await?;
             }
             Ok(())
+        })
+        .route(NOTE_STREAM, move |_: Call, (): (), mut items: Sink<u64, lapwing::Postcard>| {
+            let notes = Arc::clone(&streamed);
+            async move {
+                notes.fetch_add(1, Ordering::SeqCst);
+                items.send(&1).await
+            }
         })
         .route(BLOCK_MS, |_: Call, ms: u64| async move {
             std::thread::sleep(Duration::from_millis(ms));
@@ -481,6 +491,30 @@ fn late_ones_never_start(transport: Transport, own_connection: bool) {
     }
     let stats = fixture.server.stats();
     assert_eq!((stats.dropped, stats.misbehaved), (MANY as u64, 0), "{stats:?}");
+}
+
+/// It has been read in time, and the task that is to handle it has not run yet.
+#[test]
+fn stream_whose_time_is_over_before_its_task_runs_never_begins() {
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        let fixture = serve(256);
+        let client = blocking::IpcClient::connect_with(&fixture.path, &options(transport)).unwrap();
+        let none = CallOptions::default();
+        let first = client.submit_call(BLOCK_MS, &50, &none).unwrap();
+        let late = none.clone().timeout(Duration::from_millis(90));
+        let mut stream = client.stream(NOTE_STREAM, &(), &late).unwrap();
+        // Read in the same turn, and handled at once.
+        let second = client.submit_call(BLOCK_MS, &250, &none).unwrap();
+        second.collect().unwrap();
+        assert!(matches!(stream.next(), Some(Err(CallError::DeadlineExceeded))));
+        first.collect().unwrap();
+        client.call(NAP_MS, &0).unwrap();
+        assert_eq!(fixture.notes.load(Ordering::SeqCst), 0, "{transport:?}");
+        let in_time = none.timeout(PATIENCE);
+        let mut stream = client.stream(NOTE_STREAM, &(), &in_time).unwrap();
+        assert_eq!(stream.next().unwrap().unwrap(), 1);
+        assert_eq!(fixture.notes.load(Ordering::SeqCst), 1, "{transport:?}");
+    }
 }
 
 #[test]

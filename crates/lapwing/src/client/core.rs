@@ -658,7 +658,8 @@ impl Core {
         room: Room,
     ) -> Result<(), StartError> {
         match (&out.what, out.travel) {
-            (What::Bytes(bytes), None) => {
+            (What::Bytes(bytes), travel) if travel.is_none() || out.kind.is_connection() => {
+                // The connection's own kinds carry nothing beside their payload: their time is kept here.
                 outbox.sending.send(header, bytes).map_err(|e| self.refused(e, room))
             }
             (What::Written(_), _) => self.send_written(outbox, header, out, room),

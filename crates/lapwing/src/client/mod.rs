@@ -333,10 +333,8 @@ impl IpcClient {
     ///
     /// As [`IpcClient::call_raw`].
     pub async fn describe_method(&self, kind: u16) -> Result<methods::MethodDetails, CallError> {
-        // The connection's own kinds carry nothing beside their payload, not even a deadline.
         let wanted = MethodWanted { kind }.encode();
-        let mut out = Outgoing::plain(Kind::DESCRIBE_METHOD, &wanted);
-        let reply = self.call_now::<NoTimer>(&mut out).await?;
+        let reply = self.call_kind(Kind::DESCRIBE_METHOD, &wanted).await?;
         methods::from_details(kind, MethodDetails::decode(&reply))
     }
 

@@ -841,8 +841,9 @@ impl Connection {
         ended: Result<Result<Payload, Status>, Panicked>,
         mut call: Box<dyn Running>,
     ) -> Result<Option<Header>, Broken> {
-        if call.clear().is_ok() {
-            self.places[route.index] = Some(call);
+        match call.clear() {
+            Ok(()) => self.places[route.index] = Some(call),
+            Err(Panicked) => self.out.count_panic(route),
         }
         match ended {
             Ok(Ok(payload)) => {
@@ -894,8 +895,10 @@ impl Connection {
             state.end(end);
             let ended = ended.unwrap_or_else(|end| Ok(Err(end.status())));
             let route = shared.router.find(header.kind).expect("routes do not change");
-            if let (Ok(()), Handler::Async(handler)) = (call.clear(), &route.handler) {
-                handler.give_back(call);
+            match (call.clear(), &route.handler) {
+                (Ok(()), Handler::Async(handler)) => handler.give_back(call),
+                (Ok(()), _) => {}
+                (Err(Panicked), _) => out.count_panic(route),
             }
             out.finish(&header, route, ended).await;
         });
@@ -999,8 +1002,7 @@ impl Connection {
 
     #[cold]
     fn fail_for_panic(&mut self, header: &Header, route: &Route) -> Result<Option<Header>, Broken> {
-        lock(&self.out.outbox).tally.panics += 1;
-        tracing::error!(method = route.name, "a handler panicked");
+        self.out.count_panic(route);
         self.fail(header, &panic_status(route))
     }
 
@@ -1128,10 +1130,11 @@ fn gets_items(shape: MethodShape) -> bool {
     matches!(shape, MethodShape::ServerStream | MethodShape::Duplex)
 }
 
-/// The future's output, unless the deadline comes first.
+/// The future's output, unless the deadline comes first. What is late already is not polled.
 async fn within<F: Future>(deadline: Option<Instant>, work: F) -> Result<F::Output, CallEnd> {
     match deadline {
         None => Ok(work.await),
+        Some(at) if Instant::now() >= at => Err(CallEnd::DeadlineExceeded),
         Some(at) => {
             tokio::time::timeout_at(at.into(), work).await.map_err(|_| CallEnd::DeadlineExceeded)
         }
@@ -1234,6 +1237,12 @@ impl Out {
         self.room_wanted.store(true, Ordering::Relaxed);
     }
 
+    #[cold]
+    fn count_panic(&self, route: &Route) {
+        lock(&self.outbox).tally.panics += 1;
+        tracing::error!(method = route.name, "a handler panicked");
+    }
+
     /// Answers a call that ran in a task of its own.
     async fn finish(
         &self,
@@ -1241,6 +1250,9 @@ impl Out {
         route: &Route,
         ended: Result<Result<Payload, Status>, Panicked>,
     ) {
+        if let Err(Panicked) = ended {
+            self.count_panic(route);
+        }
         if !header.flags.is_request() {
             let mut outbox = lock(&self.outbox);
             outbox.running_oneway -= 1;
@@ -1250,11 +1262,7 @@ impl Out {
         let (flags, payload) = match ended {
             Ok(Ok(payload)) => (Flags::RESPONSE, payload),
             Ok(Err(status)) => (Flags::RESPONSE | Flags::ERROR, status.encode().into()),
-            Err(Panicked) => {
-                lock(&self.outbox).tally.panics += 1;
-                tracing::error!(method = route.name, "a handler panicked");
-                (Flags::RESPONSE | Flags::ERROR, panic_status(route).encode().into())
-            }
+            Err(Panicked) => (Flags::RESPONSE | Flags::ERROR, panic_status(route).encode().into()),
         };
         let response = call_header(flags, header.kind, header.id);
         let mut payload = payload;
