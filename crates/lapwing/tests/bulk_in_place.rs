@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use lapwing::{
     CallError, CallOptions, ClientOptions, Compression, CooperativePeers, IpcClient, IpcServer,
-    Payload, Raw, Request, Status, Unary,
+    Payload, Raw, Request, ServerLimits, Status, Unary,
 };
 use lapwing_testkit::PATIENCE;
 
@@ -129,6 +129,74 @@ async fn sender_whose_blocks_are_all_held_gets_a_typed_error_at_its_deadline_and
         let reply = client.call_raw(ECHO, &pattern(n, MIB)).await.unwrap();
         assert!(reply.bytes() == pattern(n, MIB), "{n}");
     }
+}
+
+/// Replies that wait for a block are given up by their deadlines and by their callers, and then take no place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replies_that_wait_for_a_block_end_with_their_calls() {
+    const PLACES: u32 = 4;
+    const ASYNC: u16 = 0x0704;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("place.sock");
+    let server = IpcServer::builder()
+        .limits(ServerLimits {
+            bulk_bytes: 4 * MIB as u64,
+            message_bytes: 4 * MIB as u32,
+            calls_in_flight: PLACES,
+            ..ServerLimits::default()
+        })
+        .bind(&path)
+        .unwrap()
+        .route_inline(MAKE, "make", |_, _, reply| {
+            reply.extend(&[7; MIB]);
+            Ok(())
+        })
+        .route_raw(ASYNC, "make.later", |_: Request| async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok::<_, Status>(vec![7; MIB])
+        })
+        .route_inline(ECHO, "echo", |_, request, reply| {
+            reply.extend(request);
+            Ok(())
+        })
+        .serve()
+        .unwrap();
+    let options = ClientOptions { in_place: Some(token()), ..ClientOptions::default() };
+    let client = IpcClient::connect_with(&path, options).await.unwrap();
+    for make in [MAKE, ASYNC] {
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            held.push(client.call_raw(make, b"").await.unwrap());
+        }
+        let typed = Unary::<Payload, Payload, Raw>::new(make, "make");
+        let soon = CallOptions::default().timeout(Duration::from_millis(30));
+        for _ in 0..2 * PLACES {
+            let late = client.call_with(typed, &Payload::empty(), &soon).await.unwrap_err();
+            assert!(matches!(late, CallError::DeadlineExceeded), "{late}");
+        }
+        for _ in 0..2 * PLACES {
+            // Dropped while it waits.
+            let given_up = client.call_raw(make, b"");
+            assert!(tokio::time::timeout(Duration::from_millis(10), given_up).await.is_err());
+        }
+        let short = tokio::time::timeout(PATIENCE, client.call_raw(ECHO, b"on"));
+        assert_eq!(short.await.expect("there is a place").unwrap().bytes(), b"on");
+        // One that still waits has the first block that comes back.
+        let waiting = tokio::spawn({
+            let client = client.clone();
+            async move { client.call_raw(make, b"").await }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!waiting.is_finished());
+        drop(held);
+        let made = tokio::time::timeout(PATIENCE, waiting).await.expect("a block came back");
+        assert!(made.unwrap().unwrap().bytes() == [7; MIB]);
+    }
+    // Nobody is left waiting, so the end needs no time to drain.
+    let begun = std::time::Instant::now();
+    client.disconnect().await;
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert_eq!(server.stats().misbehaved, 0);
 }
 
 #[tokio::test]

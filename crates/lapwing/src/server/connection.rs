@@ -77,9 +77,34 @@ struct Outbox {
     running: HashMap<u64, RunningCall>,
     /// One-way messages whose handlers are running in tasks of their own.
     running_oneway: usize,
-    /// Replies that wait for this many bytes of room.
-    waiting: Vec<(usize, Waker)>,
+    /// Who waits for room.
+    waiting: Vec<Waiting>,
+    tickets: u64,
     tally: Tally,
+}
+
+/// One who waits for room for so many bytes: a reply, an item, or a block.
+#[derive(Debug)]
+struct Waiting {
+    ticket: Ticket,
+    bytes: usize,
+    waker: Waker,
+}
+
+/// The number of one who waits for room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ticket(u64);
+
+/// A place among those who wait for room, given up on drop.
+struct Turn<'a> {
+    out: &'a Out,
+    ticket: Option<Ticket>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.out.withdraw(&mut self.ticket);
+    }
 }
 
 /// A call in a task of its own.
@@ -179,6 +204,7 @@ impl Connection {
             running: HashMap::new(),
             running_oneway: 0,
             waiting: Vec::new(),
+            tickets: 0,
             tally: Tally { accepted: 1, ..Tally::default() },
         };
         Ok(Connection {
@@ -647,7 +673,7 @@ impl Connection {
                 };
                 self.reply_long = long.map(|long| Payload::from_long(Long::Buffer(long)));
                 match ran {
-                    Ok(Ok(())) => self.answer(header),
+                    Ok(Ok(())) => self.answer(header, || given_up_at(carried.as_ref())),
                     Ok(Err(status)) => self.fail(header, &status),
                     Err(Panicked) => self.fail_for_panic(header, route),
                 }
@@ -674,7 +700,7 @@ impl Connection {
                         if self.reply.len() > Header::BYTES + LONG_BYTES {
                             self.reply_long = Some(Payload::behind_header(&mut self.reply));
                         }
-                        self.answer(header)
+                        self.answer(header, || given_up_at(carried.as_ref()))
                     }
                     Ok(Err(status)) => self.fail(header, &status),
                     Err(Panicked) => self.fail_for_panic(header, route),
@@ -721,7 +747,10 @@ impl Connection {
             Ok((call.poll(cx), call))
         });
         match begun {
-            Ok((Poll::Ready(ended), call)) => self.finish_at_once(header, route, ended, call),
+            Ok((Poll::Ready(ended), call)) => {
+                let until = || told.map_or(ambient.deadline, clock::enforced);
+                self.finish_at_once(header, route, ended, call, until)
+            }
             Ok((Poll::Pending, call)) => self.go_on_alone(header, route, call, ambient, told),
             Err(Panicked) => self.fail_for_panic(header, route),
         }
@@ -840,6 +869,7 @@ impl Connection {
         route: &Route,
         ended: Result<Result<Payload, Status>, Panicked>,
         mut call: Box<dyn Running>,
+        until: impl FnOnce() -> Option<Instant>,
     ) -> Result<Option<Header>, Broken> {
         match call.clear() {
             Ok(()) => self.places[route.index] = Some(call),
@@ -854,7 +884,7 @@ impl Connection {
                 } else {
                     self.reply.extend_from_slice(&payload);
                 }
-                self.answer(header)
+                self.answer(header, until)
             }
             Ok(Err(status)) => self.fail(header, &status),
             Err(Panicked) => self.fail_for_panic(header, route),
@@ -900,14 +930,18 @@ impl Connection {
                 (Ok(()), _) => {}
                 (Err(Panicked), _) => out.count_panic(route),
             }
-            out.finish(&header, route, ended).await;
+            out.finish(&header, route, ended, &state, until).await;
         });
         Ok(None)
     }
 
-    /// Sends the reply that stands in `reply`, if one is expected.
+    /// Sends the reply that stands in `reply`, if one is expected. `until` is when its caller gives up.
     #[inline(always)]
-    fn answer(&mut self, header: &Header) -> Result<Option<Header>, Broken> {
+    fn answer(
+        &mut self,
+        header: &Header,
+        until: impl FnOnce() -> Option<Instant>,
+    ) -> Result<Option<Header>, Broken> {
         let mut outbox = lock(&self.out.outbox);
         tally_received(&mut outbox.tally, header);
         if !header.flags.is_request() {
@@ -922,9 +956,9 @@ impl Connection {
                 outbox.tally.sent_bytes += bytes as u64;
                 Ok(None)
             }
-            Err(SendError::Full) if reply_long.is_some() => {
+            Err(SendError::Full) if reply_long.is_some() || outbox.sending.is_long(bytes) => {
                 drop(outbox);
-                self.answer_later(response)
+                self.answer_later(response, until())
             }
             Err(SendError::Full) => Ok(Some(response)),
             Err(SendError::TooLarge(max)) => {
@@ -942,14 +976,19 @@ impl Connection {
     /// A long reply waits for a block in a task of its own: a caller that holds all that there are stops what needs
     /// one, and nothing else of its connection.
     #[cold]
-    fn answer_later(&mut self, response: Header) -> Result<Option<Header>, Broken> {
-        let mut payload = self.reply_long.take().unwrap_or_else(Payload::empty);
-        let (kind, shape, state) = (response.kind, MethodShape::Unary, Arc::default());
-        self.enter(response.id, RunningCall { kind, shape, state })?;
+    fn answer_later(
+        &mut self,
+        response: Header,
+        until: Option<Instant>,
+    ) -> Result<Option<Header>, Broken> {
+        let long = self.reply_long.take();
+        let payload = long.unwrap_or_else(|| Payload::behind_header(&mut self.reply));
+        let state = Arc::<CallState>::default();
+        state.end(CallEnd::Over);
+        let (kind, shape) = (response.kind, MethodShape::Unary);
+        self.enter(response.id, RunningCall { kind, shape, state: Arc::clone(&state) })?;
         let out = Arc::clone(&self.out);
-        self.calls.spawn(async move {
-            poll_fn(|cx| out.poll_send(cx, response, &mut payload)).await;
-        });
+        self.calls.spawn(async move { out.send_later(response, payload, &state, until).await });
         Ok(None)
     }
 
@@ -1018,13 +1057,13 @@ impl Connection {
                 }
                 self.reply.clear();
                 self.reply.extend_from_slice(&self.frame.bytes);
-                self.answer(header)
+                self.answer(header, || None)
             }
             (Kind::DESCRIBE, true) => {
                 self.reply.clear();
                 self.reply.resize(Header::BYTES, 0);
                 self.reply.extend_from_slice(&self.shared.router.describe().encode());
-                self.answer(header)
+                self.answer(header, || None)
             }
             (Kind::DESCRIBE_METHOD, true) => self.describe_method(header),
             (Kind::GOODBYE, false) => {
@@ -1059,7 +1098,7 @@ impl Connection {
         self.reply.clear();
         self.reply.resize(Header::BYTES, 0);
         self.reply.extend_from_slice(&details.encode());
-        self.answer(header)
+        self.answer(header, || None)
     }
 
     /// Waits for room for the reply in `reply`. Nothing more is read from the peer meanwhile: its own
@@ -1141,6 +1180,15 @@ async fn within<F: Future>(deadline: Option<Instant>, work: F) -> Result<F::Outp
     }
 }
 
+/// When the caller of a call that carried this gives up. `None` is never, or too far for the clock.
+fn given_up_at(carried: Option<&Carried>) -> Option<Instant> {
+    let carried = carried?;
+    match carried.told() {
+        Some(told) => clock::enforced(told),
+        None => Instant::now().checked_add(carried.remaining?),
+    }
+}
+
 fn response_kind(kind: Kind) -> Kind {
     if kind == Kind::PING { Kind::PONG } else { kind }
 }
@@ -1197,10 +1245,10 @@ impl Out {
         let Outbox { sending, waiting, .. } = &mut *outbox;
         let mut woken = Vec::new();
         let mut fault = None;
-        waiting.retain(|(bytes, waker)| match sending.has_room(*bytes) {
+        waiting.retain(|waiting| match sending.has_room(waiting.bytes) {
             Ok(false) => true,
             Ok(true) => {
-                woken.push(waker.clone());
+                woken.push(waiting.waker.clone());
                 false
             }
             Err(broken) => {
@@ -1230,11 +1278,34 @@ impl Out {
     }
 
     /// Wakes `waker` when there is this much room.
-    fn wait_for_room(&self, outbox: &mut Outbox, bytes: usize, waker: &Waker) {
-        if !outbox.waiting.iter().any(|(_, known)| known.will_wake(waker)) {
-            outbox.waiting.push((bytes, waker.clone()));
+    fn wait_for_room(
+        &self,
+        outbox: &mut Outbox,
+        bytes: usize,
+        waker: &Waker,
+        ticket: &mut Option<Ticket>,
+    ) {
+        match outbox.waiting.iter_mut().find(|waiting| Some(waiting.ticket) == *ticket) {
+            Some(known) => {
+                known.bytes = bytes;
+                known.waker.clone_from(waker);
+            }
+            None => {
+                outbox.tickets += 1;
+                let fresh = Ticket(outbox.tickets);
+                *ticket = Some(fresh);
+                outbox.waiting.push(Waiting { ticket: fresh, bytes, waker: waker.clone() });
+            }
         }
         self.room_wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// One who waited is served, or gone.
+    #[inline]
+    pub(crate) fn withdraw(&self, ticket: &mut Option<Ticket>) {
+        if let Some(ticket) = ticket.take() {
+            lock(&self.outbox).waiting.retain(|waiting| waiting.ticket != ticket);
+        }
     }
 
     #[cold]
@@ -1249,6 +1320,8 @@ impl Out {
         header: &Header,
         route: &Route,
         ended: Result<Result<Payload, Status>, Panicked>,
+        state: &CallState,
+        until: Option<Instant>,
     ) {
         if let Err(Panicked) = ended {
             self.count_panic(route);
@@ -1265,18 +1338,46 @@ impl Out {
             Err(Panicked) => (Flags::RESPONSE | Flags::ERROR, panic_status(route).encode().into()),
         };
         let response = call_header(flags, header.kind, header.id);
-        let mut payload = payload;
-        poll_fn(|cx| self.poll_send(cx, response, &mut payload)).await;
+        self.send_later(response, payload, state, until).await;
+    }
+
+    /// Sends a reply as soon as there is room. One that is given up first, or whose time is over, is replaced by the word
+    /// of that, which needs no block: so what the caller holds keeps none of its places taken.
+    async fn send_later(
+        &self,
+        mut response: Header,
+        mut payload: Payload,
+        state: &CallState,
+        until: Option<Instant>,
+    ) {
+        let mut turn = Turn { out: self, ticket: None };
+        let ticket = &mut turn.ticket;
+        let mut send = |cx: &Context<'_>, response: &mut Header, payload: &mut Payload| {
+            self.poll_send(cx, response, payload, ticket)
+        };
+        let at_once = poll_fn(|cx| Poll::Ready(send(cx, &mut response, &mut payload)));
+        if at_once.await.is_ready() {
+            return;
+        }
+        let sent = poll_fn(|cx| match state.poll_given_up(cx) {
+            Some(end) => Poll::Ready(Err(end)),
+            None => send(cx, &mut response, &mut payload).map(Ok),
+        });
+        let (Ok(Err(end)) | Err(end)) = within(until, sent).await else { return };
+        response.flags = Flags::RESPONSE | Flags::ERROR;
+        payload = end.status().encode().into();
+        poll_fn(|cx| send(cx, &mut response, &mut payload)).await;
     }
 
     /// Room for a payload of a reply, to be written in place.
     pub(crate) async fn reserve(&self, bytes: usize) -> Result<Reserved, Status> {
+        let mut turn = Turn { out: self, ticket: None };
         poll_fn(|cx| {
             let mut outbox = lock(&self.outbox);
             let status = match outbox.sending.reserve(bytes) {
                 Ok(block) => return Poll::Ready(Ok(Reserved::new(block, bytes))),
                 Err(SendError::Full) => {
-                    self.wait_for_room(&mut outbox, bytes, cx.waker());
+                    self.wait_for_room(&mut outbox, bytes, cx.waker(), &mut turn.ticket);
                     return Poll::Pending;
                 }
                 Err(SendError::TooLarge(max)) => too_large(bytes, max),
@@ -1296,6 +1397,7 @@ impl Out {
         header: Header,
         frame: &mut [u8],
         waker: Option<&Waker>,
+        ticket: &mut Option<Ticket>,
     ) -> Result<bool, SendError> {
         let bytes = frame.len() - Header::BYTES;
         let mut outbox = lock(&self.outbox);
@@ -1315,7 +1417,7 @@ impl Out {
             }
             Err(SendError::Full) => {
                 if let Some(waker) = waker {
-                    self.wait_for_room(&mut outbox, bytes, waker);
+                    self.wait_for_room(&mut outbox, bytes, waker, ticket);
                 }
                 Err(SendError::Full)
             }
@@ -1323,23 +1425,29 @@ impl Out {
         }
     }
 
-    fn poll_send(&self, cx: &Context<'_>, mut response: Header, payload: &mut Payload) -> Poll<()> {
-        let bytes = payload.len();
-        let needed = if payload.own_block().is_some() { 0 } else { bytes };
+    fn poll_send(
+        &self,
+        cx: &Context<'_>,
+        response: &mut Header,
+        payload: &mut Payload,
+        ticket: &mut Option<Ticket>,
+    ) -> Poll<()> {
         let mut outbox = lock(&self.outbox);
         // Before it is sent: the client may use the id again as soon as it has the reply.
         let id = response.id.get();
         let running = outbox.running.remove(&id);
-        let mut sent = outbox.sending.send_payload(response, payload);
+        let mut sent = outbox.sending.send_payload(*response, payload);
         let failed = match sent {
-            Err(SendError::TooLarge(max)) => Some(too_large(bytes, max)),
+            Err(SendError::TooLarge(max)) => Some(too_large(payload.len(), max)),
             Err(SendError::OverQuota) => Some(over_quota()),
             _ => None,
         };
         if let Some(status) = failed {
             response.flags = Flags::RESPONSE | Flags::ERROR;
-            sent = outbox.sending.send(response, &status.encode());
+            *payload = status.encode().into();
+            sent = outbox.sending.send(*response, payload);
         }
+        let bytes = payload.len();
         match sent {
             Ok(()) => {
                 outbox.tally.sent += 1;
@@ -1356,7 +1464,8 @@ impl Out {
                 if let Some(running) = running {
                     outbox.running.insert(id, running);
                 }
-                self.wait_for_room(&mut outbox, needed, cx.waker());
+                let needed = if payload.own_block().is_some() { 0 } else { bytes };
+                self.wait_for_room(&mut outbox, needed, cx.waker(), ticket);
                 Poll::Pending
             }
             Err(SendError::TooLarge(_) | SendError::OverQuota | SendError::Broken(_)) => {

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use lapwing_proto::{Credit, Flags, Header, Kind, MessageId, Status};
 
-use super::connection::{Out, over_quota};
+use super::connection::{Out, Ticket, over_quota};
 use super::running::{CallEnd, CallState, Taken};
 use crate::link::{SendError, call_header};
 use crate::payload::Payload;
@@ -30,6 +30,8 @@ pub struct ItemSink {
     state: Arc<CallState>,
     /// Room for the header, then the item.
     frame: Vec<u8>,
+    /// Its place among those who wait for room, until it is dropped or has sent.
+    ticket: Option<Ticket>,
 }
 
 /// Why an item was not taken without waiting.
@@ -43,9 +45,15 @@ pub enum TrySendError {
     Ended(#[from] Status),
 }
 
+impl Drop for ItemSink {
+    fn drop(&mut self) {
+        self.link.out.withdraw(&mut self.ticket);
+    }
+}
+
 impl ItemSink {
     pub(crate) fn new(link: StreamLink, state: Arc<CallState>) -> ItemSink {
-        ItemSink { link, state, frame: Vec::new() }
+        ItemSink { link, state, frame: Vec::new(), ticket: None }
     }
 
     /// Sends one item, waiting while the reader is behind.
@@ -118,12 +126,14 @@ impl ItemSink {
         }
         let StreamLink { out, kind, id } = &self.link;
         let header = call_header(Flags::RESPONSE | Flags::STREAM, *kind, *id);
-        let error = match out.send_item(&self.state, header, &mut self.frame, waker) {
+        let sent = out.send_item(&self.state, header, &mut self.frame, waker, &mut self.ticket);
+        let error = match sent {
             Ok(false) => {
                 let end = self.state.has_ended().unwrap_or(CallEnd::Over);
                 return Poll::Ready(Err(end.status()));
             }
             Ok(true) => {
+                out.withdraw(&mut self.ticket);
                 if self.frame.capacity() > KEPT_ITEM_BYTES {
                     self.frame = Vec::new();
                 }
@@ -151,11 +161,19 @@ pub struct ItemSource {
     state: Arc<CallState>,
     /// Credit that found no room yet.
     owed: Credit,
+    /// As an [`ItemSink`]'s, for that credit.
+    ticket: Option<Ticket>,
+}
+
+impl Drop for ItemSource {
+    fn drop(&mut self) {
+        self.link.out.withdraw(&mut self.ticket);
+    }
 }
 
 impl ItemSource {
     pub(crate) fn new(link: StreamLink, state: Arc<CallState>) -> ItemSource {
-        ItemSource { link, state, owed: Credit::default() }
+        ItemSource { link, state, owed: Credit::default(), ticket: None }
     }
 
     /// The next item, or `None` after the caller's last.
@@ -198,8 +216,10 @@ impl ItemSource {
         let mut frame = vec![0; Header::BYTES];
         frame.extend_from_slice(&self.owed.encode());
         let header = call_header(Flags::NONE, Kind::CREDIT, *id);
-        let sent = out.send_item(&self.state, header, &mut frame, Some(cx.waker()));
+        let waker = Some(cx.waker());
+        let sent = out.send_item(&self.state, header, &mut frame, waker, &mut self.ticket);
         if !matches!(sent, Err(SendError::Full)) {
+            out.withdraw(&mut self.ticket);
             self.owed = Credit::default();
         }
     }

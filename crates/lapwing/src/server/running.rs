@@ -59,6 +59,8 @@ struct Inner {
     /// Something of what follows has changed: a call that is over at once leaves it all as it was.
     used: bool,
     end: Option<CallEnd>,
+    /// The caller waits no more for the reply, which may still wait for room when the handler has ended.
+    given_up: Option<CallEnd>,
     /// The call's own task.
     task: Option<Waker>,
     /// Who awaits the end through a [`Cancellation`].
@@ -115,6 +117,13 @@ impl CallState {
     /// Ends the call for `end`, unless it has ended: its task, its streams and its tokens see it.
     pub(crate) fn end(&self, end: CallEnd) {
         let mut inner = self.lock();
+        if inner.end == Some(CallEnd::Over) && end != CallEnd::Over {
+            inner.given_up = Some(end);
+            let task = inner.task.take();
+            drop(inner);
+            task.into_iter().for_each(Waker::wake);
+            return;
+        }
         if inner.end.is_some() {
             return;
         }
@@ -135,6 +144,16 @@ impl CallState {
             keep(&mut inner.task, cx.waker());
         }
         inner.end
+    }
+
+    /// Whether the reply of a call whose handler has ended is given up, and for what; otherwise its task is woken when
+    /// it is.
+    pub(crate) fn poll_given_up(&self, cx: &Context<'_>) -> Option<CallEnd> {
+        let mut inner = self.lock();
+        if inner.given_up.is_none() {
+            keep(&mut inner.task, cx.waker());
+        }
+        inner.given_up
     }
 
     /// Whether it has ended, under the outbox's lock.
