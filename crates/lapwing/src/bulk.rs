@@ -91,6 +91,8 @@ pub(crate) struct BulkOut {
     socket: ControlSocket,
     account: Option<Arc<Account>>,
     charges: BTreeMap<u32, Charge>,
+    /// See [`BulkIn::take_touched`].
+    touched: Arc<AtomicBool>,
 }
 
 impl BulkOut {
@@ -101,6 +103,7 @@ impl BulkOut {
         message_max: u32,
         bytes_max: u64,
         terms: &BulkTerms,
+        other: &BulkIn,
     ) -> BulkOut {
         let one = layout::block_bytes(message_max as usize) as u64;
         let bytes_max = terms.own_bytes_max.clamp(one.min(bytes_max), bytes_max);
@@ -109,11 +112,13 @@ impl BulkOut {
             socket: ControlSocket::over(Arc::clone(socket)),
             account: terms.account.clone(),
             charges: BTreeMap::new(),
+            touched: Arc::clone(&other.touched),
         }
     }
 
     /// A block for a payload of this length.
     pub(crate) fn take(&mut self, bytes: usize) -> Result<OwnBlock, SendError> {
+        self.touched.store(true, Ordering::Relaxed);
         match self.pool.take(bytes) {
             Err(TakeError::NoSegment) => {}
             taken => return taken.map_err(|error| refused(&error)),
@@ -358,6 +363,8 @@ pub(crate) struct BulkIn {
     in_place: Option<CooperativePeers>,
     /// A segment was looked at since the last sweep, or is new.
     in_use: AtomicBool,
+    /// See [`BulkIn::take_touched`].
+    touched: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -405,7 +412,18 @@ impl BulkIn {
             returner: Arc::new(Returner { inner: Mutex::new(returning), bell }),
             in_place: terms.in_place,
             in_use: AtomicBool::new(false),
+            touched: Arc::default(),
         }
+    }
+
+    /// Whether bulk memory of either side was used since the last time that somebody asked.
+    #[inline]
+    pub(crate) fn take_touched(&self) -> bool {
+        let touched = self.touched.load(Ordering::Relaxed);
+        if touched {
+            self.touched.store(false, Ordering::Relaxed);
+        }
+        touched
     }
 
     /// Takes what has come on the socket.
@@ -440,6 +458,7 @@ impl BulkIn {
             }
         }
         self.in_use.store(true, Ordering::Relaxed);
+        self.touched.store(true, Ordering::Relaxed);
         let found = announcements.segments.get_mut(&bulk.segment).ok_or_else(no_block)?;
         found.used = true;
         let length = usize::try_from(bulk.length).map_err(|_| no_block())?;

@@ -106,8 +106,9 @@ impl Link {
         let bulk =
             BulkIn::new(own.clone(), Arc::clone(&bell), Arc::clone(&socket), bulk_max, terms);
         let bulk = Arc::new(bulk);
-        let lends = bulk_max
-            .map(|max| Box::new(BulkOut::new(peer.clone(), &socket, message_max, max, terms)));
+        let lends = bulk_max.map(|max| {
+            Box::new(BulkOut::new(peer.clone(), &socket, message_max, max, terms, &bulk))
+        });
         let out_max = message_max.min(limits::inline_max(own.ring_bytes()));
         let in_max = message_max.min(limits::inline_max(peer.ring_bytes()));
         let producer = Producer::new(own.clone(), peer.clone());

@@ -280,6 +280,7 @@ fn blocking_calls_inline_handlers_and_messages_have_spans_too() {
     const UNARY: Unary<Payload, Payload, Raw> = Unary::new(0x0901, "spans.blocking");
     const ITEMS: ServerStream<Payload, Payload, Raw> = ServerStream::new(0x0902, "spans.iterator");
     const TELL: OneWay<Payload, Raw> = OneWay::new(0x0903, "spans.tell");
+    const TELL_ASYNC: OneWay<Payload, Raw> = OneWay::new(0x0904, "spans.tell.async");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let entered = runtime.enter();
     let fixture = serve(|builder| {
@@ -298,6 +299,7 @@ fn blocking_calls_inline_handlers_and_messages_have_spans_too() {
                 out.send(&item).await
             })
             .route(TELL, |_: Call, _: Payload| async { Ok(()) })
+            .route(TELL_ASYNC, |_: Call, _: Payload| async { Ok(()) })
     });
     drop(entered);
     let client = blocking::IpcClient::connect(&fixture.path).unwrap();
@@ -330,7 +332,16 @@ fn blocking_calls_inline_handlers_and_messages_have_spans_too() {
     for name in ["lapwing.call", "lapwing.serve"] {
         assert_eq!(closed(name, "spans.iterator").get("code"), "Ok");
     }
-    client.send(TELL, &secret()).unwrap();
-    assert_eq!(closed("lapwing.serve", "spans.tell").get("code"), "Ok");
+    client.send_with(TELL, &secret(), &traced()).unwrap();
+    runtime.block_on(async {
+        let client = IpcClient::connect(&fixture.path).await.unwrap();
+        client.send_with(TELL_ASYNC, &secret(), &traced()).await.unwrap();
+    });
+    for message in ["spans.tell", "spans.tell.async"] {
+        for name in ["lapwing.call", "lapwing.serve"] {
+            let span = closed(name, message);
+            assert_eq!((span.get("code"), span.get("trace_id")), ("Ok", TRACE_ID), "{message}");
+        }
+    }
     assert!(!text().contains(SECRET));
 }

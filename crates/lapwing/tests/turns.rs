@@ -241,6 +241,78 @@ fn threads_that_share_one_place_take_turns_and_wake_a_leader_that_sleeps() {
     }
 }
 
+/// A call is given up, and a message sent, while the transport is full; then the client does nothing more.
+#[test]
+fn what_found_no_room_goes_though_its_blocking_client_calls_no_more() {
+    const KEPT: ClientStream<u64, u64> = ClientStream::new(0x0600, "kept");
+    const COUNTED: OneWay<Vec<u8>> = OneWay::new(0x0601, "counted");
+    struct Running(Arc<AtomicUsize>);
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let eventually = |what: &str, holds: &dyn Fn() -> bool| {
+        let until = std::time::Instant::now() + PATIENCE;
+        while !holds() {
+            assert!(std::time::Instant::now() < until, "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rest.sock");
+        let [running, counted] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+        let (begun, came) = (Arc::clone(&running), Arc::clone(&counted));
+        let latch = Arc::<Latch>::default();
+        let block = Arc::clone(&latch);
+        let entered = runtime.enter();
+        let server = IpcServer::builder()
+            .bind(&path)
+            .unwrap()
+            .route(KEPT, move |_: Call, _items: Source<u64, lapwing::Postcard>| {
+                begun.fetch_add(1, Ordering::SeqCst);
+                let running = Running(Arc::clone(&begun));
+                async move {
+                    let _running = running;
+                    std::future::pending().await
+                }
+            })
+            .route(COUNTED, move |_: Call, _: Vec<u8>| {
+                came.fetch_add(1, Ordering::SeqCst);
+                async { Ok(()) }
+            })
+            .route(BLOCK, move |_: Call, (): ()| {
+                let latch = Arc::clone(&block);
+                async move { Ok(latch.wait()) }
+            })
+            .serve()
+            .unwrap();
+        drop(entered);
+        let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+        let upload = client.upload(KEPT, &CallOptions::default()).unwrap();
+        eventually("it is begun", &|| running.load(Ordering::SeqCst) == 1);
+        let other = blocking::IpcClient::connect(&path).unwrap();
+        let held = std::thread::spawn(move || other.call(BLOCK, &()).unwrap());
+        std::thread::sleep(Duration::from_millis(50));
+        let mut sent = 0;
+        for length in [30_000, 0] {
+            while client.send_when(COUNTED, &vec![0; length], WhenFull::Fail).is_ok() {
+                sent += 1;
+            }
+        }
+        drop(upload);
+        latch.open();
+        assert!(held.join().unwrap(), "it waited for the server");
+        eventually("the call is cancelled", &|| running.load(Ordering::SeqCst) == 0);
+        eventually("all messages arrive", &|| counted.load(Ordering::SeqCst) == sent);
+        drop(client);
+        eventually("the connection is over", &|| server.connections() == 0);
+        assert_eq!(server.stats().misbehaved, 0);
+    }
+}
+
 /// There is room for an item, and none for the message that waits before it.
 #[test]
 fn items_of_a_stream_wait_behind_what_waits_for_room_before_them() {
@@ -281,7 +353,8 @@ fn items_of_a_stream_wait_behind_what_waits_for_room_before_them() {
         assert!(tokio::time::timeout(Duration::from_millis(20), &mut item).await.is_err());
         fixture.latch.open();
         assert!(held.join().unwrap(), "it waited for the server");
-        tokio::time::timeout(PATIENCE, async { tokio::join!(waiting, item) }).await.expect("room");
+        let both = async { tokio::try_join!(waiting, item) };
+        tokio::time::timeout(PATIENCE, both).await.expect("there is room").unwrap();
         waits_too.join().unwrap();
         blocking_upload.send(&8).unwrap();
         assert_eq!(upload.finish().await.unwrap(), 11);

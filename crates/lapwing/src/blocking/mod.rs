@@ -3,6 +3,7 @@
 //! Threads that wait share the work: whoever holds the receiving half leads, looks or sleeps, and
 //! delivers for all; the others park. A leader that has what it wanted wakes one of the others to lead.
 
+mod keeper;
 mod typed;
 
 use std::cell::RefCell;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use lapwing_proto::{Description, Kind, MethodDetails, MethodWanted};
 use lapwing_shm::{Doorbell, Poller, Ring, Spin};
 
+use self::keeper::Keeper;
 pub use self::typed::{Halves, ItemSender, ItemStream, PendingReply, Upload};
 use crate::ambient::Ambient;
 use crate::bulk::Reserved;
@@ -62,12 +64,17 @@ struct Shared {
     followers: Followers,
     /// Whether the poller watches the socket for room; written under the outbox's lock.
     watches_room: AtomicBool,
+    keeper: Keeper,
+    /// When bulk memory was swept last, while there is some.
+    swept: Mutex<Option<Instant>>,
+    bulk_idle: Duration,
     drain: Duration,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         self.core.close();
+        self.keeper.wake();
     }
 }
 
@@ -127,6 +134,9 @@ impl IpcClient {
             nudge,
             followers: Followers::default(),
             watches_room: AtomicBool::new(false),
+            keeper: Keeper::default(),
+            swept: Mutex::new(None),
+            bulk_idle: options.bulk_idle,
             drain: options.drain,
         };
         Ok(IpcClient { shared: Arc::new(shared) })
@@ -196,7 +206,7 @@ impl IpcClient {
         let options = CallOptions::default();
         let travel = if Ambient::is_here() { options.travel() } else { None };
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
-        self.send_out(out, WhenFull::Wait)
+        self.send_out(out, "", WhenFull::Wait)
     }
 
     /// Room for a request of `bytes` bytes, to be written in place and sent by
@@ -297,6 +307,12 @@ impl IpcClient {
     /// Whether the connection lasts. A server that vanished while nobody called is seen here.
     #[must_use]
     pub fn state(&self) -> ConnectionState {
+        self.look();
+        state_of(&self.shared.core)
+    }
+
+    /// Takes what is here, unless somebody else is at it.
+    fn look(&self) {
         let core = &self.shared.core;
         if core.end().is_none()
             && let Ok(mut inbox) = core.inbox.try_lock()
@@ -306,7 +322,6 @@ impl IpcClient {
                 core.end_with(&mut inbox, &broken);
             }
         }
-        state_of(core)
     }
 
     /// What the handshake agreed on.
@@ -328,7 +343,21 @@ impl IpcClient {
         core.close();
     }
 
-    fn send_out(&self, mut out: Outgoing<'_>, when_full: WhenFull) -> Result<(), CallError> {
+    /// `method` is its name, empty where that is not known.
+    #[inline]
+    fn send_out(
+        &self,
+        out: Outgoing<'_>,
+        method: &'static str,
+        when_full: WhenFull,
+    ) -> Result<(), CallError> {
+        if spans::are_wanted() {
+            return observe(self.span(&out, method), || self.send_now(out, when_full));
+        }
+        self.send_now(out, when_full)
+    }
+
+    fn send_now(&self, mut out: Outgoing<'_>, when_full: WhenFull) -> Result<(), CallError> {
         let core = &self.shared.core;
         match when_full {
             WhenFull::Wait => {
@@ -420,16 +449,33 @@ impl IpcClient {
     fn sent(&self, until: &mut Until) {
         if self.shared.core.doorbell.is_none() {
             self.push_backlog(until);
+        } else if self.shared.core.took_bulk() {
+            self.keep();
         }
     }
 
-    /// On a socket, which may have taken only part of a frame: leaves the rest to whoever leads, or sends or waits
-    /// next. So it is with all that is not to wait, and with the connection's own small frames.
+    /// Leaves what found no room, or the rest of a frame that a socket took in part, to whoever leads, or sends or waits
+    /// next; to the keeper, if nobody does. So it is with all that is not to wait, and with the connection's own small
+    /// frames.
     #[inline]
     fn leave_rest(&self) {
-        if self.shared.core.doorbell.is_none() {
+        let core = &self.shared.core;
+        let is_left = match &core.doorbell {
             // A broken connection is its next reader's to find.
-            let _ = self.push_rest();
+            None => matches!(self.push_rest(), Ok(true)) || core.room_wanted(),
+            Some(_) => core.took_bulk() || core.room_wanted(),
+        };
+        if is_left {
+            self.keep();
+        }
+    }
+
+    /// See [`Keeper`].
+    #[cold]
+    fn keep(&self) {
+        let core = &self.shared.core;
+        if core.has_rest() || core.has_bulk() {
+            self.shared.keeper.keep(&self.shared);
         }
     }
 
@@ -609,7 +655,11 @@ impl IpcClient {
     /// A leader has left: one of the others leads on.
     #[inline]
     fn hand_over(&self) {
-        self.shared.core.taken();
+        let core = &self.shared.core;
+        core.taken();
+        if core.took_bulk() || core.room_wanted() {
+            self.keep();
+        }
         if self.shared.followers.are_there() {
             self.shared.followers.call_one();
         }

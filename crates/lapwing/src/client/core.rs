@@ -770,6 +770,20 @@ impl Core {
             || lock(&self.outbox).sending.has_bulk()
     }
 
+    /// Whether bulk memory was used since the last time that somebody asked.
+    #[inline]
+    pub(crate) fn took_bulk(&self) -> bool {
+        self.bulk.as_ref().is_some_and(|bulk| bulk.take_touched())
+    }
+
+    /// Whether something is left to be sent that nobody waits for: what found no room, or the rest of a frame that a
+    /// socket did not take whole.
+    pub(crate) fn has_rest(&self) -> bool {
+        let outbox = lock(&self.outbox);
+        let owes = !outbox.owed.is_empty() || !outbox.answers.is_empty();
+        self.end.get().is_none() && (owes || outbox.sending.has_backlog())
+    }
+
     /// Gives bulk memory back that was not used since the last time.
     pub(crate) fn sweep_bulk(&self) -> Result<(), Broken> {
         if let Some(bulk) = &self.bulk {

@@ -213,7 +213,7 @@ impl IpcClient {
         let options = CallOptions::default();
         let travel = if Ambient::is_here() { options.travel() } else { None };
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind, payload) };
-        self.send_out(out, WhenFull::Wait).await
+        self.send_out(out, "", WhenFull::Wait).await
     }
 
     /// Room for a request of `bytes` bytes, to be written in place and sent by
@@ -375,7 +375,20 @@ impl IpcClient {
         self.shared.kick.notify.notify_one();
     }
 
-    async fn send_out(&self, mut out: Outgoing<'_>, when_full: WhenFull) -> Result<(), CallError> {
+    /// `method` is its name, empty where that is not known.
+    async fn send_out(
+        &self,
+        out: Outgoing<'_>,
+        method: &'static str,
+        when_full: WhenFull,
+    ) -> Result<(), CallError> {
+        match self.span(&out, method) {
+            None => self.send_now(out, when_full).await,
+            Some(span) => observed(span, pin!(self.send_now(out, when_full))).await,
+        }
+    }
+
+    async fn send_now(&self, mut out: Outgoing<'_>, when_full: WhenFull) -> Result<(), CallError> {
         let core = &self.shared.core;
         match when_full {
             WhenFull::Wait => {

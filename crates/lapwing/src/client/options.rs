@@ -57,8 +57,8 @@ pub struct ClientOptions {
     /// calls wait. At least one block for the largest message, at most that or 64 MiB, the default. 0 is no
     /// bulk memory in either direction: then a quarter of the ring is the largest message.
     pub bulk_bytes: u64,
-    /// How long bulk memory is unused before it is given back. Default 2 s. A blocking client gives it back
-    /// when it is dropped, or makes room for other payloads.
+    /// How long bulk memory is unused before it is given back. Default 2 s. A blocking client has a thread do that, which
+    /// ends with it.
     pub bulk_idle: Duration,
     /// Borrow payloads from the server's bulk memory instead of copying them out. Default: no.
     pub in_place: Option<CooperativePeers>,

@@ -246,8 +246,8 @@ impl IpcClient {
     ) -> Result<(), CallError> {
         let travel = options.travel();
         let mut written = written(method, message, "message", travel.as_ref())?;
-        self.send_out(Outgoing::written(kind_of(method), &mut written, travel.as_ref()), when_full)
-            .await
+        let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
+        self.send_out(out, method.name(), when_full).await
     }
 
     /// Calls a method that answers with a stream.

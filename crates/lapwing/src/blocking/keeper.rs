@@ -1,0 +1,117 @@
+//! The thread that looks after a blocking client while no other thread does.
+//!
+//! What a client does without waiting may leave something over: the word that a call was given up, for which there was no
+//! room; the rest of a message that a socket took in part; bulk memory that is to be given back when it was unused for a
+//! while. The next thread that calls sees to it. This one does when none comes: it is started where something is left
+//! over, and ends when nothing is.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use super::{IpcClient, Shared};
+use crate::client::lock;
+
+/// The longest that it waits for room before it looks whether anybody else holds the client.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Whether there is one, and which.
+#[derive(Debug, Default)]
+pub(super) struct Keeper {
+    /// Set before it is started; false once nothing was left, and then it looks once more.
+    runs: AtomicBool,
+    thread: Mutex<Option<Thread>>,
+}
+
+impl Keeper {
+    /// Starts it, or has it look again. Where the system gives no thread, the next call sees to what is left.
+    #[cold]
+    pub(super) fn keep(&self, shared: &Arc<Shared>) {
+        if self.runs.swap(true, Ordering::SeqCst) {
+            return self.wake();
+        }
+        let shared = Arc::downgrade(shared);
+        let named = thread::Builder::new().name("lapwing-keeper".to_owned());
+        match named.spawn(move || run(&shared)) {
+            Ok(started) => *lock(&self.thread) = Some(started.thread().clone()),
+            Err(_) => self.runs.store(false, Ordering::SeqCst),
+        }
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(thread) = &*lock(&self.thread) {
+            thread.unpark();
+        }
+    }
+}
+
+/// What is left for it to do.
+enum Left {
+    /// To send something when there is room.
+    Rest,
+    /// To give memory back when that was unused for so long.
+    Bulk(Duration),
+    Nothing,
+}
+
+fn run(shared: &Weak<Shared>) {
+    // Held for one step at a time: so the last clone that is dropped elsewhere ends the connection soon.
+    while let Some(shared) = shared.upgrade() {
+        let client = IpcClient { shared };
+        match client.left() {
+            Left::Rest => client.send_rest(),
+            Left::Bulk(idle) => {
+                drop(client);
+                thread::park_timeout(idle);
+                continue;
+            }
+            Left::Nothing => {
+                let keeper = &client.shared.keeper;
+                keeper.runs.store(false, Ordering::SeqCst);
+                // Whoever left something before has found that this runs.
+                let is_over = matches!(client.left(), Left::Nothing);
+                if is_over || keeper.runs.swap(true, Ordering::SeqCst) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl IpcClient {
+    fn left(&self) -> Left {
+        let core = &self.shared.core;
+        if core.end().is_some() {
+            return Left::Nothing;
+        }
+        if core.has_rest() {
+            return Left::Rest;
+        }
+        let mut swept = lock(&self.shared.swept);
+        if !core.has_bulk() {
+            *swept = None;
+            return Left::Nothing;
+        }
+        // The server gives its memory back on the socket, which nobody looks at while nobody calls.
+        self.look();
+        let idle = self.shared.bulk_idle;
+        let since = swept.get_or_insert_with(Instant::now).elapsed();
+        if since < idle {
+            return Left::Bulk(idle - since);
+        }
+        *swept = Some(Instant::now());
+        drop(swept);
+        if let Err(broken) = core.sweep_bulk() {
+            core.finish(&broken);
+        }
+        Left::Bulk(idle)
+    }
+
+    /// Waits for room, as any thread that leads or follows, but not for long.
+    fn send_rest(&self) {
+        let core = &self.shared.core;
+        let mut until = Instant::now().checked_add(LOOK).into();
+        self.wait_until(&mut until, |_| (!core.has_rest()).then_some(()));
+    }
+}
