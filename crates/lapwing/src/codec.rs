@@ -1,10 +1,13 @@
 //! How values become payloads: raw bytes, postcard, JSON.
 
+mod bounds;
+
 use std::fmt;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::codec::bounds::Bounds;
 use crate::payload::Payload;
 
 /// Writes values of `T` as payloads.
@@ -106,17 +109,21 @@ impl fmt::Display for CodecError {
 
 impl std::error::Error for CodecError {}
 
-/// The longest [`CodecError::what`], in characters: some repeat the value that is wrong.
-const WHAT_CHARS: usize = 200;
+/// The longest [`CodecError::path`] and [`CodecError::what`], in characters: the one may hold keys of a
+/// map, the other repeat the value that is wrong.
+const TEXT_CHARS: usize = 200;
+
+fn clip(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(TEXT_CHARS) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
 
 impl CodecError {
     fn new(path: String, what: impl fmt::Display) -> CodecError {
-        let mut what = what.to_string();
-        if let Some((end, _)) = what.char_indices().nth(WHAT_CHARS) {
-            what.truncate(end);
-            what.push('…');
-        }
-        CodecError { path, what }
+        CodecError { path: clip(path), what: clip(what.to_string()) }
     }
 
     fn whole(what: impl fmt::Display) -> CodecError {
@@ -136,6 +143,10 @@ impl CodecError {
 pub enum Raw {}
 
 /// [postcard](https://postcard.jamesmunns.com): compact, for Rust on both sides. The default.
+///
+/// What is read may be nested 128 levels deep: each option, newtype, sequence, tuple, struct, map and enum is
+/// one. Its sequences and maps may have 4096 elements more than the payload has bytes: those of a `Vec<()>`
+/// take none.
 #[derive(Clone, Copy, Debug)]
 pub enum Postcard {}
 
@@ -185,7 +196,10 @@ impl<T: Serialize> Encode<T> for Postcard {
 
 impl<T: DeserializeOwned> Decode<T> for Postcard {
     fn decode(payload: Payload) -> Result<T, CodecError> {
-        if let Ok((value, rest)) = postcard::take_from_bytes(&payload) {
+        let bounds = Bounds::of(payload.len());
+        let mut reader = postcard::Deserializer::from_bytes(&payload);
+        if let Ok(value) = T::deserialize(bounds.around(&mut reader)) {
+            let rest = reader.finalize().map_err(CodecError::whole)?;
             return if rest.is_empty() {
                 Ok(value)
             } else {
@@ -193,10 +207,13 @@ impl<T: DeserializeOwned> Decode<T> for Postcard {
             };
         }
         // Read again to find out where: that costs what good payloads need not pay.
+        let bounds = Bounds::of(payload.len());
         let mut reader = postcard::Deserializer::from_bytes(&payload);
-        match serde_path_to_error::deserialize::<_, T>(&mut reader) {
+        match serde_path_to_error::deserialize::<_, T>(bounds.around(&mut reader)) {
             Ok(_) => Err(CodecError::whole("it reads differently the second time")),
-            Err(error) => Err(CodecError::at(&error)),
+            Err(error) => {
+                Err(bounds.exceeded().map_or_else(|| CodecError::at(&error), CodecError::whole))
+            }
         }
     }
 
@@ -235,6 +252,8 @@ fn read_json<T: DeserializeOwned>(text: &[u8]) -> Result<T, CodecError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde::Deserialize;
 
     use super::*;
@@ -275,6 +294,10 @@ mod tests {
         let long = format!(r#"{{"lines": "{}"}}"#, "x".repeat(10_000));
         let error = <Json as Decode<Page>>::decode(long.into_bytes().into()).unwrap_err();
         assert!(error.to_string().len() < 300, "{error}");
+        let key = format!(r#"{{"{}": "x"}}"#, "k".repeat(10_000));
+        let error = <Json as Decode<BTreeMap<String, u8>>>::decode(key.into_bytes().into());
+        let error = error.unwrap_err().to_string();
+        assert!(error.starts_with("at kkk") && error.len() < 500, "{error}");
         let trailing = <Json as Decode<Page>>::decode(b"{\"lines\": []} x"[..].into());
         assert!(trailing.unwrap_err().what.contains("trailing"));
     }
@@ -294,7 +317,7 @@ mod tests {
 
     #[test]
     fn empty_payload_is_an_empty_object_or_null() {
-        let read = <Json as Decode<std::collections::BTreeMap<String, u8>>>::decode;
+        let read = <Json as Decode<BTreeMap<String, u8>>>::decode;
         assert_eq!(read(Payload::empty()), Ok(Default::default()));
         assert_eq!(<Json as Decode<()>>::decode(Payload::empty()), Ok(()));
         let error = <Json as Decode<Page>>::decode(Payload::empty()).unwrap_err();
