@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use lapwing_proto::{
     CHECKSUM_RANGE, Checksum, Entry, ExtensionBuilder, ExtensionError, Extensions, Features, Flags,
-    FrameError, Header, LimitsGranted, MessageId, PeerMisbehaved, TimeLeft, TraceContext,
+    FrameError, Header, Kind, LimitsGranted, MessageId, PeerMisbehaved, TimeLeft, TraceContext,
     WireError, limits, take_bulk,
 };
 use lapwing_shm::{
@@ -900,6 +900,32 @@ impl Receiving {
         }
     }
 
+    /// Whether a frame among the next, at most so many, may go before others: one with priority, or the word that a call
+    /// is given up. A hint: nothing is checked, and of a socket only what was read from it is looked at.
+    #[inline(never)]
+    pub(crate) fn has_urgent(&self, frames: usize) -> bool {
+        match &self.r#in {
+            In::Ring { consumer, .. } => {
+                consumer.any_ahead(frames, |word| is_urgent(u64::from_le(word)))
+            }
+            In::Socket { buffer, start, end, .. } => {
+                let mut here = &buffer[*start..*end];
+                for _ in 0..frames {
+                    let Some((head, rest)) = here.split_first_chunk::<{ Header::BYTES }>() else {
+                        return false;
+                    };
+                    let (words, _) = head.as_chunks();
+                    if is_urgent(u64::from_le_bytes(words[0])) {
+                        return true;
+                    }
+                    let length = u64::from_le_bytes(words[1]) as u32;
+                    here = rest.get(length as usize..).unwrap_or_default();
+                }
+                false
+            }
+        }
+    }
+
     /// What changes when the peer makes room; nothing on a socket.
     #[inline]
     pub(crate) fn peer_progress(&self) -> (u64, u64) {
@@ -929,6 +955,13 @@ impl Receiving {
             (*start, *end) = (0, 0);
         }
     }
+}
+
+/// Whether a frame whose header begins with this word may go before others.
+fn is_urgent(word: u64) -> bool {
+    let [.., flags, kind_low, kind_high] = word.to_le_bytes();
+    flags & Flags::PRIORITY.bits() != 0
+        || u16::from_le_bytes([kind_low, kind_high]) == Kind::CANCEL.number()
 }
 
 #[inline(always)]

@@ -132,7 +132,7 @@ pub(crate) struct Connection {
     frame: Box<Frame>,
     /// Frames that were read ahead.
     ahead: Ahead,
-    /// From the first frame with priority on, so that such frames overtake others; and after a long turn.
+    /// While a frame waits that may overtake others, from the first one with priority on, and after a long turn.
     reads_ahead: bool,
     sees_priority: bool,
     /// When the last turn ended, or the sleep after it.
@@ -536,8 +536,13 @@ impl Connection {
     /// Handles what is here, up to a turn's worth, and looks at the peer's bell once.
     fn handle_frames(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Result<Progress, Broken> {
         let mut progress = Progress::Nothing;
-        let mut left = FRAMES_PER_TURN;
+        let (mut left, mut looked) = (FRAMES_PER_TURN, false);
         while left > 0 {
+            // Where one has come alone, as most do, there is nothing to look at.
+            if matches!(progress, Progress::Frames) && !looked && !self.receiving.has_no_more() {
+                looked = true;
+                self.reads_ahead |= self.receiving.has_urgent(FRAMES_PER_TURN);
+            }
             let saturated = self.calls.len() >= self.calls_in_flight && self.is_saturated();
             let next = if saturated { self.next_but_messages()? } else { self.next_frame()? };
             let Some(header) = next else {

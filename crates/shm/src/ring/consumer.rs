@@ -92,6 +92,29 @@ impl Consumer {
         Ok(Some(Record { span: span as usize, consumer: self }))
     }
 
+    /// Whether one of the next records, at most so many, has a body whose first 64-bit word `holds` says yes to. Nothing
+    /// is checked but that commit words go on: a hint, to decide in which order records are read.
+    #[must_use]
+    pub fn any_ahead(&self, records: usize, holds: impl Fn(u64) -> bool) -> bool {
+        let mut position = self.position;
+        for _ in 0..records {
+            let at = layout::RING + (position & self.mask) as usize;
+            // Acquire pairs with the release in `Producer::publish` (R1).
+            let commit = self.peer.load(at, Ordering::Acquire);
+            let ahead = commit.wrapping_sub(self.position);
+            let is_next = commit > position && ahead <= self.mask + 1;
+            if !is_next || !commit.is_multiple_of(LINE_BYTES as u64) {
+                return false;
+            }
+            let [first] = self.peer.read_words(at + COMMIT_BYTES);
+            if holds(first) {
+                return true;
+            }
+            position = commit;
+        }
+        false
+    }
+
     /// The peer's words that tell of room: how far it has read, and how many blocks it has given back. Nothing is
     /// checked: who waits for room compares them with what they were, and then looks properly.
     #[must_use]

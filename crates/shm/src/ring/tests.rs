@@ -127,6 +127,37 @@ fn peek_without_release_keeps_the_record() {
 }
 
 #[test]
+fn records_that_wait_are_looked_at_as_far_as_asked_and_as_they_are_whole() {
+    let (mut producer, mut consumer, near, _) = ring();
+    let is = |word: u64| move |first: u64| first == word;
+    assert!(!consumer.any_ahead(64, |_| true), "an empty ring");
+    // Over many laps, in records of one line and of several.
+    for lap in 0..2000 {
+        for n in 0..5 {
+            producer.push_words([n, 0, 0], &body(0, 70 * (n as usize))).unwrap();
+        }
+        for n in 0..5 {
+            assert!(consumer.any_ahead(n as usize + 1, is(n)), "{lap} {n}");
+            assert!(!consumer.any_ahead(n as usize, is(n)), "{lap} {n}");
+        }
+        assert!(!consumer.any_ahead(64, is(5)));
+        for n in 0..5 {
+            take(&mut consumer, 24 + 70 * n).unwrap();
+        }
+    }
+    // What an honest producer never writes ends the look.
+    producer.push_words([1, 0, 0], &[]).unwrap();
+    let position = consumer.position();
+    let next = layout::RING + ((position + 64) & u64::from(RING - 1)) as usize;
+    let lap = u64::from(RING);
+    for commit in [1, position, position + 64, position + 65, position + lap + 64, u64::MAX] {
+        near.store(next, commit, Ordering::Relaxed);
+        near.store(next + 8, 2, Ordering::Relaxed);
+        assert!(!consumer.any_ahead(64, is(2)), "{commit}");
+    }
+}
+
+#[test]
 fn impossible_commit_words_are_refused_each_by_name() {
     let lap = u64::from(RING);
     let cases = |position: u64| {
