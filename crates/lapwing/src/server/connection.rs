@@ -149,6 +149,9 @@ pub(crate) struct Connection {
     /// When bulk memory is to be swept, while there is any.
     sweep_at: Option<Instant>,
     calls: JoinSet<()>,
+    /// One-way messages that were handled on the spot since they were last counted, and their bytes: to count each would
+    /// take a lock.
+    messages: (u64, u64),
     /// A frame has given a running call something to do.
     woke: bool,
     /// The place of a call of each route that was over at once, for the next one.
@@ -232,6 +235,7 @@ impl Connection {
             bulk,
             sweep_at: None,
             calls: JoinSet::new(),
+            messages: (0, 0),
             woke: false,
             places: std::iter::repeat_with(|| None).take(routes).collect(),
             calls_in_flight: agreed.limits.calls_in_flight as usize,
@@ -268,6 +272,7 @@ impl Connection {
         }
         self.calls.shutdown().await;
         let mut outbox = lock(&self.out.outbox);
+        count_messages(&mut outbox.tally, &mut self.messages);
         match end {
             End::Closed => outbox.tally.closed += 1,
             End::Vanished => outbox.tally.vanished += 1,
@@ -563,7 +568,10 @@ impl Connection {
         }
         // One that ended behind the look at the places is left for the wait for them to find.
         if matches!(progress, Progress::Frames | Progress::Blocked(_)) {
-            lock(&self.out.outbox).sending.flush()?;
+            let mut outbox = lock(&self.out.outbox);
+            count_messages(&mut outbox.tally, &mut self.messages);
+            outbox.sending.flush()?;
+            drop(outbox);
             while !self.calls.is_empty() && self.calls.try_join_next().is_some() {}
             let now = Instant::now();
             let was_long = now.duration_since(self.turned_at) >= LONG_TURN;
@@ -947,11 +955,13 @@ impl Connection {
         header: &Header,
         until: impl FnOnce() -> Option<Instant>,
     ) -> Result<Option<Header>, Broken> {
-        let mut outbox = lock(&self.out.outbox);
-        tally_received(&mut outbox.tally, header);
         if !header.flags.is_request() {
+            self.messages.0 += 1;
+            self.messages.1 += u64::from(header.length);
             return Ok(None);
         }
+        let mut outbox = lock(&self.out.outbox);
+        tally_received(&mut outbox.tally, header);
         let response = call_header(Flags::RESPONSE, response_kind(header.kind), header.id);
         let bytes = reply_bytes(&self.reply, self.reply_long.as_ref());
         let Self { reply, reply_long, .. } = self;
@@ -1232,6 +1242,12 @@ fn panic_status(route: &Route) -> Status {
 }
 
 #[inline]
+fn count_messages(tally: &mut Tally, messages: &mut (u64, u64)) {
+    let (frames, bytes) = std::mem::take(messages);
+    tally.received += frames;
+    tally.received_bytes += bytes;
+}
+
 fn tally_received(tally: &mut Tally, header: &Header) {
     tally.received += 1;
     tally.received_bytes += u64::from(header.length);
