@@ -156,6 +156,33 @@ fn ring_records_are_whole_and_in_order_over_a_lap() {
 }
 
 #[test]
+fn records_that_are_looked_at_ahead_are_whole() {
+    loom::model(|| {
+        let (mut near, mut far) = sides(4);
+        let writer = thread::spawn(move || {
+            for n in 0..3 {
+                while push(&mut near.producer, &body(n)) == Err(ReserveError::Full) {
+                    thread::yield_now();
+                }
+            }
+        });
+        for n in 0..3 {
+            let mut next = n + 1;
+            let in_order = |word: u64| {
+                assert_eq!(word.to_ne_bytes(), [next; 8], "torn, or out of turn");
+                next += 1;
+                false
+            };
+            assert!(!far.consumer.any_ahead(3, in_order));
+            while !far.take(n) {
+                thread::yield_now();
+            }
+        }
+        writer.join().unwrap();
+    });
+}
+
+#[test]
 fn doorbell_sleeping_reader_is_woken_for_every_record() {
     loom::model(|| {
         let (mut near, mut far) = sides(8);

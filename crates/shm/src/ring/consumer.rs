@@ -95,7 +95,7 @@ impl Consumer {
     /// Whether one of the next records, at most so many, has a body whose first 64-bit word `holds` says yes to. Nothing
     /// is checked but that commit words go on: a hint, to decide in which order records are read.
     #[must_use]
-    pub fn any_ahead(&self, records: usize, holds: impl Fn(u64) -> bool) -> bool {
+    pub fn any_ahead(&self, records: usize, mut holds: impl FnMut(u64) -> bool) -> bool {
         let mut position = self.position;
         for _ in 0..records {
             let at = layout::RING + (position & self.mask) as usize;
