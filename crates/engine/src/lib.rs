@@ -43,6 +43,7 @@ mod cursor;
 mod diff;
 mod error;
 mod excerpt;
+mod held;
 mod hunk;
 mod interrupt;
 mod limits;

@@ -364,14 +364,15 @@ pub struct Change {
 pub enum ChangeKind {
     /// The first item of a watch: from here on every change is told.
     Watching,
-    /// The name is there now. It may have been before, if another file was moved over it, as
-    /// editors do when they save.
+    /// The name is there now. It may have been before, if a file that was not told of, hidden or from
+    /// elsewhere, was moved over it, as editors do when they save.
     Created,
     /// Content or metadata changed.
     Modified,
     /// The name is gone, and all below it.
     Removed,
-    /// It has another name, and so has all below it.
+    /// It has another name, and so has all below it. What was at that name before is gone, and not
+    /// told as removed.
     Renamed,
     /// Changes were lost, or ignore files changed: list again. Later changes are told as before.
     Rescan,

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use cap_fs_ext::{DirExt, OpenOptionsSyncExt};
+use cap_fs_ext::{DirExt, MetadataExt, OpenOptionsSyncExt};
 use cap_std::ambient_authority;
-use cap_std::fs::{Dir, FileType, OpenOptions};
+use cap_std::fs::{Dir, FileType, Metadata, OpenOptions};
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use tokio::sync::watch;
 
@@ -168,6 +168,13 @@ pub(crate) enum Follow {
     InsideRoot,
     /// Fail.
     Never,
+}
+
+/// Device and number of a file or directory: what has them is the same one, as long as it is there.
+pub(crate) type Identity = (u64, u64);
+
+pub(crate) fn identity(metadata: &Metadata) -> Identity {
+    (metadata.dev(), metadata.ino())
 }
 
 pub(crate) fn kind_of(file_type: FileType) -> EntryKind {
