@@ -49,8 +49,8 @@ impl Workspace {
         Ok(reply)
     }
 
-    /// Lists as [`list`](Self::list) and gives every entry to `give` as it is found: `limit` does not count, and
-    /// `cursor` says where to begin. When `give` returns false the listing ends as cancelled.
+    /// Lists as [`list`](Self::list) and gives every entry to `give` as it is found: `limit` and
+    /// `cursor` do not count. When `give` returns false the listing ends as cancelled.
     ///
     /// `stop` is asked before each name; once it returns true the call ends with
     /// [`WorkspaceError::Cancelled`].
@@ -64,7 +64,8 @@ impl Workspace {
         give: &mut dyn FnMut(Entry) -> bool,
         stop: &dyn Fn() -> bool,
     ) -> Result<(), WorkspaceError> {
-        let mut walk = self.begin_list(request, stop)?.0;
+        let request = ListRequest { cursor: None, ..request.clone() };
+        let mut walk = self.begin_list(&request, stop)?.0;
         while let Some(found) = walk.next_entry()? {
             if !give(self.describe(&found)) {
                 return Err(WorkspaceError::Cancelled);
