@@ -13,6 +13,9 @@ use crate::types::EntryKind;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkspaceError {
+    /// The root of the workspace was removed.
+    #[error("the served directory was removed: start the server again on one that exists")]
+    RootRemoved,
     /// Nothing has this name.
     #[error("{path:?} does not exist in the workspace: list its directory to see what does")]
     NotFound {
@@ -121,6 +124,12 @@ pub enum WorkspaceError {
          serve --writable`, or open the workspace as writable, to change files"
     )]
     ReadOnly,
+    /// The path leads into `.git`, or is it: git runs programs that are named there.
+    #[error("{path:?} is part of `.git`, which is never written: let git change it")]
+    PartOfGit {
+        /// The path, relative to the root.
+        path: String,
+    },
     /// The file is there and was to be created.
     #[error("{path:?} exists already: choose another name, or allow it to be replaced")]
     Exists {
@@ -293,10 +302,13 @@ impl WorkspaceError {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::NotFound { .. } | Self::WatchedRemoved { .. } => ErrorClass::NotFound,
-            Self::OutsideRoot { .. } | Self::PermissionDenied { .. } | Self::ReadOnly => {
-                ErrorClass::PermissionDenied
+            Self::RootRemoved | Self::NotFound { .. } | Self::WatchedRemoved { .. } => {
+                ErrorClass::NotFound
             }
+            Self::OutsideRoot { .. }
+            | Self::PermissionDenied { .. }
+            | Self::ReadOnly
+            | Self::PartOfGit { .. } => ErrorClass::PermissionDenied,
             Self::NotAFile { .. }
             | Self::NotReplaceable { .. }
             | Self::NotADirectory { .. }
@@ -362,7 +374,10 @@ impl WorkspaceError {
     /// it went or changed since its directory was read. Anything else (no file descriptors left, a
     /// failing disk) ends the call, so that a short answer is never taken for a full one.
     pub(crate) fn is_local(&self) -> bool {
-        !matches!(self, Self::Io { .. } | Self::Cancelled | Self::NoWatch { .. })
+        !matches!(
+            self,
+            Self::Io { .. } | Self::Cancelled | Self::NoWatch { .. } | Self::RootRemoved
+        )
     }
 }
 

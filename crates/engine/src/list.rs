@@ -3,7 +3,7 @@
 use crate::cursor::{self, Fingerprint, Method};
 use crate::error::WorkspaceError;
 use crate::page::{Page, json_bytes};
-use crate::path::{WorkspacePath, reply_path};
+use crate::path::reply_path;
 use crate::types::{Entry, EntryKind, ListReply, ListRequest};
 use crate::walk::{Walk, WalkEntry, WalkOptions};
 use crate::workspace::Workspace;
@@ -79,7 +79,7 @@ impl Workspace {
         request: &ListRequest,
         stop: &'a dyn Fn() -> bool,
     ) -> Result<(Walk<'a>, Fingerprint), WorkspaceError> {
-        let start = WorkspacePath::parse(&request.path)?;
+        let start = self.path(&request.path)?;
         let flags = [u8::from(request.recursive), u8::from(request.hidden)];
         let fingerprint = Fingerprint::of(&[start.text().as_bytes(), &flags]);
         let from = match &request.cursor {

@@ -42,6 +42,7 @@ impl Workspace {
     ) -> Result<PatchReply, WorkspaceError> {
         let _writing = self.begin_writing()?;
         look(stop)?;
+        self.check_root()?;
         let diffs = diff::parse(&request.patch, request.strip)?;
         let mut seen = HashMap::new();
         let mut plans = Vec::new();

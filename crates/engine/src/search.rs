@@ -79,7 +79,7 @@ impl Workspace {
         stop: &'a dyn Fn() -> bool,
         give: &'a mut dyn FnMut(Match) -> bool,
     ) -> Result<Search<'a>, WorkspaceError> {
-        let start = WorkspacePath::parse(&request.path)?;
+        let start = self.path(&request.path)?;
         let fingerprint = fingerprint(request, &start);
         Ok(Search {
             workspace: self,

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use cap_fs_ext::MetadataExt;
 use notify::event::{EventKind, ModifyKind, RenameMode};
 use notify::{Config, Event, RecommendedWatcher, RecursiveMode, Watcher};
 
@@ -55,7 +54,7 @@ impl Watched {
         counted: Counted,
         stop: &dyn Fn() -> bool,
     ) -> Result<Self, WorkspaceError> {
-        let start = WorkspacePath::parse(&request.path)?;
+        let start = workspace.path(&request.path)?;
         let found = workspace.root().metadata(start.as_path());
         let found = found.map_err(|e| WorkspaceError::from_io(start.text(), e))?;
         let mut watched = Self {
@@ -85,13 +84,8 @@ impl Watched {
         self.start.names().next().is_none()
     }
 
-    /// Fails when the root was removed. It may have been renamed: its handle is what counts.
     pub(crate) fn check_root(&self) -> Result<(), WorkspaceError> {
-        let root = self.workspace.root().dir_metadata();
-        match root.map_err(|e| WorkspaceError::from_io(".", e))?.nlink() {
-            0 => Err(self.removed()),
-            _ => Ok(()),
-        }
+        self.workspace.check_root()
     }
 
     /// What a batch of events means. An empty batch ends the wait for the second half of a rename.
@@ -382,12 +376,8 @@ impl Watched {
         }
         match self.workspace.root().metadata(self.start.as_path()) {
             Ok(found) if identity(&found) == self.start_identity => Ok(()),
-            _ => Err(self.removed()),
+            _ => Err(WorkspaceError::WatchedRemoved { path: self.start.text().to_owned() }),
         }
-    }
-
-    fn removed(&self) -> WorkspaceError {
-        WorkspaceError::WatchedRemoved { path: self.start.text().to_owned() }
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::activity::{Activity, WorkspaceStats};
 use crate::error::WorkspaceError;
+use crate::path::WorkspacePath;
 use crate::types::EntryKind;
 
 /// A directory tree that may be listed, read, searched and watched, and where
@@ -87,6 +88,21 @@ impl Workspace {
 
     pub(crate) fn root(&self) -> &Dir {
         &self.root
+    }
+
+    /// The path of a request, in a root that is there. An open directory that was removed reads as an empty
+    /// one.
+    pub(crate) fn path(&self, given: &str) -> Result<WorkspacePath, WorkspaceError> {
+        self.check_root()?;
+        WorkspacePath::parse(given)
+    }
+
+    /// Fails when the root was removed. It may have been renamed: its handle is what counts.
+    pub(crate) fn check_root(&self) -> Result<(), WorkspaceError> {
+        match self.root.dir_metadata().map_err(|e| WorkspaceError::from_io(".", e))?.nlink() {
+            0 => Err(WorkspaceError::RootRemoved),
+            _ => Ok(()),
+        }
     }
 
     /// Waits for other calls that write; refused where the workspace is read-only.

@@ -4,7 +4,6 @@ use lapwing::{CallOptions, Metadata};
 
 use crate::REQUEST_KEY;
 use crate::error::WorkspaceError;
-use crate::path::WorkspacePath;
 use crate::replace::{Directories, sha256};
 use crate::types::{WriteMode, WriteReply, WriteRequest};
 use crate::workspace::Workspace;
@@ -33,7 +32,7 @@ impl Workspace {
         content: &[u8],
     ) -> Result<WriteReply, WorkspaceError> {
         let _writing = self.begin_writing()?;
-        let path = WorkspacePath::parse(&request.path)?;
+        let path = self.path(&request.path)?;
         let expected = request.expected_sha256.as_deref().map(checked).transpose()?;
         if expected.is_some() && request.mode == WriteMode::Create {
             let problem =

@@ -342,7 +342,7 @@ async fn watch_of_what_is_removed_or_moved_ends_with_a_status() {
     }
     let mut watching = Watching::of(&[("f", b"")], &WatchRequest::default()).await;
     fs::remove_dir_all(watching.served.tree.path()).unwrap();
-    assert_ended(&mut watching, "\".\" was removed").await;
+    assert_ended(&mut watching, "the served directory was removed").await;
 }
 
 async fn assert_ended(watching: &mut Watching, part: &str) {

@@ -1,0 +1,60 @@
+//! What a server says of a root that was removed.
+
+mod common;
+
+use std::fs;
+
+use common::{Served, refusal};
+use lapwing::{CallError, Code, IpcClient, Payload};
+use lapwing_engine::{
+    FS_APPLY_PATCH, FS_LIST, FS_LIST_PAGE, FS_READ, FS_READ_RAW, FS_SEARCH, FS_SEARCH_PAGE,
+    FS_WATCH, FS_WRITE, FS_WRITE_STREAM, ListRequest, ReadRequest, SearchRequest, WatchRequest,
+    WriteReply, WriteRequest,
+};
+use serde_json::{Value, json};
+
+async fn call(client: &IpcClient, method: (u16, &str), request: Value) -> Result<(), CallError> {
+    client.call_raw(method.0, request.to_string().as_bytes()).await.map(drop)
+}
+
+async fn write(client: &IpcClient, request: &WriteRequest) -> Result<WriteReply, CallError> {
+    client.call_with(FS_WRITE, &Payload::from(&b"x"[..]), &request.options()).await
+}
+
+async fn write_stream(client: &IpcClient, request: &WriteRequest) -> Result<WriteReply, CallError> {
+    let options = request.options();
+    let mut upload = client.upload(FS_WRITE_STREAM, &options).await?;
+    // It may be refused before it has come.
+    let _ = upload.send(&Payload::from(&b"x"[..])).await;
+    upload.finish().await
+}
+
+#[tokio::test]
+async fn removed_root_is_told_by_every_method_before_any_item() {
+    let served = Served::of(&[("a", b"1")]).await;
+    let client = &served.client;
+    fs::remove_dir_all(served.tree.path()).unwrap();
+    let make = "--- /dev/null\n+++ b/f\n@@ -0,0 +1 @@\n+1\n";
+    let file = ReadRequest { path: "a".into(), offset_bytes: 0, len_bytes: None };
+    let deep = WriteRequest { create_directories: true, ..WriteRequest::path("d/f") };
+    let mut list = client.stream(FS_LIST, &ListRequest::default()).await.unwrap();
+    let mut search = client.stream(FS_SEARCH, &SearchRequest::pattern("1")).await.unwrap();
+    let mut watch = client.stream(FS_WATCH, &WatchRequest::default()).await.unwrap();
+    for (method, answer) in [
+        ("fs.list", list.next().await.expect("no status").map(drop)),
+        ("fs.search", search.next().await.expect("no status").map(drop)),
+        ("fs.watch", watch.next().await.expect("no status").map(drop)),
+        ("fs.list.page", call(client, FS_LIST_PAGE, json!({})).await),
+        ("fs.search.page", call(client, FS_SEARCH_PAGE, json!({"pattern": "1"})).await),
+        ("fs.read", call(client, FS_READ, json!({"path": "a"})).await),
+        ("fs.read.raw", client.call(FS_READ_RAW, &file).await.map(drop)),
+        ("fs.write", write(client, &WriteRequest::path("f")).await.map(drop)),
+        ("fs.write", write(client, &deep).await.map(drop)),
+        ("fs.write.stream", write_stream(client, &deep).await.map(drop)),
+        ("fs.apply_patch", call(client, FS_APPLY_PATCH, json!({"patch": make})).await),
+    ] {
+        let (code, sentence) = refusal(answer);
+        assert_eq!(code, Code::NotFound, "{method}: {sentence}");
+        assert!(sentence.contains("the served directory was removed"), "{method}: {sentence}");
+    }
+}
