@@ -78,6 +78,7 @@ impl Workspace {
     /// Finds out what a diff makes of one file.
     fn plan(&self, diff: &FileDiff<'_>, stop: &dyn Fn() -> bool) -> Result<Plan, WorkspaceError> {
         let path = WorkspacePath::parse(diff.old.as_ref().or(diff.new.as_ref()).map_or("", |p| p))?;
+        self.must_not_be_part_of_git(path.as_path(), &path)?;
         let mut old = None;
         if diff.old.is_some() {
             let place = self.place(&path, Directories::MustExist)?;

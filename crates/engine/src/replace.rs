@@ -66,6 +66,7 @@ impl Workspace {
                 Err(error) => return Err(failed(error)),
             };
         }
+        self.must_not_be_part_of_git(&real, path)?;
         let Some(name) = real.file_name().filter(|_| path.names().next().is_some()) else {
             return Err(not_a_file(EntryKind::Directory));
         };
@@ -93,6 +94,24 @@ impl Workspace {
 }
 
 impl Workspace {
+    /// Refuses to write `.git` and what is in it, also through symlinks: who may write files there has git
+    /// run programs, as its user. `real` is the way with its last name resolved.
+    pub(crate) fn must_not_be_part_of_git(
+        &self,
+        real: &Path,
+        path: &WorkspacePath,
+    ) -> Result<(), WorkspaceError> {
+        // Some file systems take `.GIT` for the same name.
+        let is_git = |name: &OsStr| name.as_encoded_bytes().eq_ignore_ascii_case(b".git");
+        // Directories that are missing may be made behind the last that exists.
+        let exists = |above: &Path| self.root().canonicalize(above).ok();
+        let resolved = real.ancestors().skip(1).find_map(exists).unwrap_or_default();
+        if real.iter().chain(&resolved).any(is_git) {
+            return Err(WorkspaceError::PartOfGit { path: path.text().to_owned() });
+        }
+        Ok(())
+    }
+
     /// The identity of a file that is to be made, whose directories may have to be made, too.
     pub(crate) fn identity_of_missing(
         &self,

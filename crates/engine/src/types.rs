@@ -17,7 +17,8 @@ pub struct ListRequest {
     pub path: String,
     /// Whether to list what is below its directories too; `true` by default.
     pub recursive: bool,
-    /// Whether to list names that begin with a dot; `false` by default. `.git` is never listed.
+    /// Whether to list names that begin with a dot; `false` by default. `.git` is left out
+    /// wherever a directory above it is listed.
     pub hidden: bool,
     /// In pages, the `next` of the last reply to this request, or nothing to start; in a stream it counts for nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,7 +153,8 @@ pub struct SearchRequest {
     /// Whether `pattern` is plain text and not an expression; `false` by default.
     #[serde(default)]
     pub fixed_strings: bool,
-    /// Whether to search names that begin with a dot; `false` by default. `.git` is never searched.
+    /// Whether to search names that begin with a dot; `false` by default. `.git` is left out
+    /// wherever a directory above it is searched.
     #[serde(default)]
     pub hidden: bool,
     /// The most matches in one page, 200 by default, 10000 at most; a stream has all.
@@ -228,7 +230,7 @@ pub struct Match {
 #[serde(deny_unknown_fields)]
 pub struct WriteRequest {
     /// The file, relative to the root. Of a symlink that stays inside the root, what it names is
-    /// written.
+    /// written. `.git` and what is in it are never written.
     pub path: String,
     /// What may be there before; anything by default.
     #[serde(default)]
@@ -290,7 +292,7 @@ pub struct WriteReply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PatchRequest {
-    /// The diff, of one or several files.
+    /// The diff, of one or several files; `.git` and what is in it are never patched.
     pub patch: String,
     /// How many leading names to take off the paths of the diff, as `patch -p` does. By default
     /// one where they are `a/…` and `b/…`, as git writes them, and none otherwise.
@@ -331,7 +333,8 @@ pub struct WatchRequest {
     pub path: String,
     /// Whether to watch what is below its directories too; `true` by default.
     pub recursive: bool,
-    /// Whether to tell of names that begin with a dot; `false` by default. `.git` is never watched.
+    /// Whether to tell of names that begin with a dot; `false` by default. `.git` is left out
+    /// wherever a directory above it is watched.
     pub hidden: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What a server says of a root that was removed.
+//! What a server says of a root that was removed, and of `.git`.
 
 mod common;
 
@@ -7,9 +7,9 @@ use std::fs;
 use common::{Served, refusal};
 use lapwing::{CallError, Code, IpcClient, Payload};
 use lapwing_engine::{
-    FS_APPLY_PATCH, FS_LIST, FS_LIST_PAGE, FS_READ, FS_READ_RAW, FS_SEARCH, FS_SEARCH_PAGE,
-    FS_WATCH, FS_WRITE, FS_WRITE_STREAM, ListRequest, ReadRequest, SearchRequest, WatchRequest,
-    WriteReply, WriteRequest,
+    Entry, FS_APPLY_PATCH, FS_LIST, FS_LIST_PAGE, FS_READ, FS_READ_RAW, FS_SEARCH, FS_SEARCH_PAGE,
+    FS_WATCH, FS_WRITE, FS_WRITE_STREAM, ListRequest, PatchRequest, ReadRequest, SearchRequest,
+    WatchRequest, WriteReply, WriteRequest,
 };
 use serde_json::{Value, json};
 
@@ -56,5 +56,61 @@ async fn removed_root_is_told_by_every_method_before_any_item() {
         let (code, sentence) = refusal(answer);
         assert_eq!(code, Code::NotFound, "{method}: {sentence}");
         assert!(sentence.contains("the served directory was removed"), "{method}: {sentence}");
+    }
+}
+
+#[tokio::test]
+async fn git_directory_is_read_when_it_is_named_and_never_written() {
+    let files: &[(&str, &[u8])] = &[(".git/config", b"1\n"), ("d/.git/hooks/", b""), ("f", b"1\n")];
+    let served = Served::of(files).await;
+    served.tree.symlink(".git", "link");
+    served.tree.symlink("d/.git/hooks", "hooks");
+    served.tree.symlink(".git/config", "config");
+    let client = &served.client;
+    let before = served.names();
+
+    let request = ListRequest { path: ".git".into(), ..ListRequest::default() };
+    let mut listed = client.stream(FS_LIST, &request).await.unwrap();
+    let entry: Entry = listed.next().await.unwrap().unwrap();
+    assert_eq!(entry.path, ".git/config");
+    call(client, FS_READ, json!({"path": ".git/config"})).await.unwrap();
+
+    for path in [
+        ".git",
+        ".git/config",
+        ".git/hooks/pre-commit",
+        "d/.git/hooks/pre-commit",
+        "fresh/.git/config",
+        "fresh/.GIT",
+        "link/config",
+        "link/a/b",
+        "hooks/pre-commit",
+        "config",
+    ] {
+        let request = WriteRequest { create_directories: true, ..WriteRequest::path(path) };
+        let make = format!("--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+1\n");
+        let change = format!("--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-1\n+2\n");
+        let mut answers = vec![write(client, &request).await, write_stream(client, &request).await];
+        for patch in [make, change] {
+            // A file that is there is not made anew, wherever it leads.
+            if path == "config" && patch.starts_with("--- /dev/null") {
+                continue;
+            }
+            for dry_run in [true, false] {
+                let request = PatchRequest { patch: patch.clone(), strip: None, dry_run };
+                let answer = call(client, FS_APPLY_PATCH, json!(request)).await;
+                answers.push(answer.map(|()| unreachable!("{path}")));
+            }
+        }
+        for answer in answers {
+            let (code, sentence) = refusal(answer);
+            assert_eq!(code, Code::PermissionDenied, "{path}: {sentence}");
+            assert!(sentence.contains("let git change it"), "{path}: {sentence}");
+        }
+    }
+    assert_eq!(served.names(), before, "nothing was made, no directory either");
+    for path in [".gitignore", "x.git/config", "f"] {
+        let request = WriteRequest { create_directories: true, ..WriteRequest::path(path) };
+        write(client, &request).await.unwrap();
     }
 }
