@@ -9,12 +9,15 @@ use crate::error::WorkspaceError;
 use crate::hunk;
 use crate::limits::PATCHED_FILE_BYTES_MAX;
 use crate::path::WorkspacePath;
-use crate::replace::{Directories, Place, Prepared, sha256};
+use crate::replace::{Beside, Directories, Place, Prepared, sha256};
 use crate::types::{ChangeKind, PatchReply, PatchRequest, PatchedFile};
 use crate::workspace::Workspace;
 
 /// The mode of a file that git says may be executed, before the user's mask.
 const EXECUTABLE: u32 = 0o755;
+
+/// How many files of one patch wait without a name: each takes a descriptor.
+const UNNAMED_MAX: usize = 64;
 
 impl Workspace {
     /// Applies a unified diff of one or several files. Everything is looked up, compared and written to
@@ -123,7 +126,8 @@ impl Workspace {
         let mut steps = Vec::new();
         for (plan, made) in plans.iter().zip(&made) {
             look(stop)?;
-            steps.extend(plan.prepare(made.as_ref())?);
+            let beside = if steps.len() < UNNAMED_MAX { Beside::Unnamed } else { Beside::Named };
+            steps.extend(plan.prepare(made.as_ref(), beside)?);
         }
         look(stop)?;
         for step in &steps {
@@ -201,14 +205,18 @@ impl Undo<'_> {
 }
 
 impl Plan {
-    fn prepare<'a>(&'a self, made: Option<&'a Place>) -> Result<Option<Step<'a>>, WorkspaceError> {
+    fn prepare<'a>(
+        &'a self,
+        made: Option<&'a Place>,
+        beside: Beside,
+    ) -> Result<Option<Step<'a>>, WorkspaceError> {
         let before = self.old.as_ref().map(|(content, _)| content.as_slice());
         let Some(place) = self.old.as_ref().map(|(_, place)| place).or(made) else {
             return Ok(None);
         };
         let permissions = self.is_executable.then(|| Permissions::from_mode(EXECUTABLE));
         let prepared = match &self.new {
-            Some(content) => Some(place.prepare(content, permissions)?),
+            Some(content) => Some(place.prepare(content, permissions, beside)?),
             None => None,
         };
         Ok(Some(Step { place, prepared, before }))
@@ -253,7 +261,7 @@ mod tests {
         let made = workspace.places_of_new_files(&plans).unwrap();
         let mut steps = Vec::new();
         for (plan, made) in plans.iter().zip(&made) {
-            steps.extend(plan.prepare(made.as_ref()).unwrap());
+            steps.extend(plan.prepare(made.as_ref(), Beside::Unnamed).unwrap());
         }
         assert_eq!(steps.len(), 4);
         // A file cannot take the name of a directory.

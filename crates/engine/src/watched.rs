@@ -158,7 +158,8 @@ impl Watched {
                 Ok(())
             }
             EventKind::Modify(_) => {
-                if batch.shows(&path, batch.directory_at(&path).is_some()) {
+                let is_nameless = is_kernels(&path) && !batch.workspace.has(&path);
+                if !is_nameless && batch.shows(&path, batch.directory_at(&path).is_some()) {
                     batch.modified(&path);
                 }
                 Ok(())
@@ -477,6 +478,12 @@ fn refused(path: &str, error: notify::Error) -> WorkspaceError {
         notify::ErrorKind::PathNotFound => WorkspaceError::NotFound { path: path.to_owned() },
         other => used_up(&format!("{other:?}")),
     }
+}
+
+/// Whether a name is like those by which the kernel tells of files that have none: `#` and a number.
+fn is_kernels(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    name.strip_prefix(b"#").is_some_and(|number| number.iter().all(u8::is_ascii_digit))
 }
 
 /// A path to an open directory that was not given before, whatever numbers descriptors have.

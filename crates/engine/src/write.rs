@@ -4,7 +4,7 @@ use lapwing::{CallOptions, Metadata};
 
 use crate::REQUEST_KEY;
 use crate::error::WorkspaceError;
-use crate::replace::{Directories, sha256};
+use crate::replace::{Beside, Directories, sha256};
 use crate::types::{WriteMode, WriteReply, WriteRequest};
 use crate::workspace::Workspace;
 
@@ -14,8 +14,9 @@ impl Workspace {
     /// leaves one of them.
     ///
     /// The permissions of the old file are kept; hard links to it keep the old content, and its owner
-    /// becomes the engine's user. A process that is killed midway may leave a file whose name begins
-    /// with a dot and holds `.lapwing-`.
+    /// becomes the engine's user. A process that is killed between two system calls at the very end may leave
+    /// a file whose name begins with a dot and holds `.lapwing-`; midway, only where the file system has no
+    /// files without a name.
     ///
     /// With `expected_sha256`, calls to one workspace never overwrite what they have not seen. Of other
     /// programs a change is noticed up to the last moment before the name changes hands.
@@ -58,7 +59,7 @@ impl Workspace {
                 return Err(place.changed(Some(found)));
             }
         }
-        let prepared = place.prepare(content, None)?;
+        let prepared = place.prepare(content, None, Beside::Unnamed)?;
         if expected.is_some() && !place.is_unchanged()? {
             return Err(place.changed(None));
         }

@@ -322,6 +322,8 @@ async fn writes_of_the_engine_are_told_as_one_change() {
     let workspace = watching.served.tree.workspace.clone().writable();
     workspace.write(&WriteRequest::path("f"), b"2").unwrap();
     assert_eq!(watching.so_far().await, ["created f"]);
+    workspace.write(&WriteRequest::path("g"), b"2").unwrap();
+    assert_eq!(watching.so_far().await, ["created g"]);
 }
 
 #[tokio::test]
