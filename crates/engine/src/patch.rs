@@ -9,7 +9,7 @@ use crate::error::WorkspaceError;
 use crate::hunk;
 use crate::limits::PATCHED_FILE_BYTES_MAX;
 use crate::path::WorkspacePath;
-use crate::replace::{Beside, Directories, Place, Prepared, sha256};
+use crate::replace::{Beside, Directories, MadeDirectories, Place, Prepared, sha256};
 use crate::types::{ChangeKind, PatchReply, PatchRequest, PatchedFile};
 use crate::workspace::Workspace;
 
@@ -26,7 +26,8 @@ impl Workspace {
     ///
     /// A hunk is looked for up to [`HUNK_OFFSET_LINES_MAX`](crate::HUNK_OFFSET_LINES_MAX) lines away from
     /// where it says it belongs, and fits only where all its context and all that it removes stands.
-    /// `/dev/null` makes or removes a file; directories are made on the way, and never removed.
+    /// `/dev/null` makes or removes a file; directories are made on the way, and removed again only if the
+    /// patch fails.
     /// Renames, copies, changes of mode, binary files, symbolic links and submodules are refused.
     ///
     /// `stop` is asked before each file and hunk, and while a hunk is looked for; once it returns true the
@@ -122,7 +123,8 @@ impl Workspace {
 
     fn carry_out(&self, plans: &[Plan], stop: &dyn Fn() -> bool) -> Result<(), WorkspaceError> {
         look(stop)?;
-        let made = self.places_of_new_files(plans)?;
+        let mut directories = MadeDirectories::none(self);
+        let made = self.places_of_new_files(plans, &mut directories)?;
         let mut steps = Vec::new();
         for (plan, made) in plans.iter().zip(&made) {
             look(stop)?;
@@ -135,13 +137,19 @@ impl Workspace {
                 return Err(step.place.changed(None));
             }
         }
-        make(steps)
+        make(steps)?;
+        directories.keep();
+        Ok(())
     }
 
-    fn places_of_new_files(&self, plans: &[Plan]) -> Result<Vec<Option<Place>>, WorkspaceError> {
+    fn places_of_new_files(
+        &self,
+        plans: &[Plan],
+        directories: &mut MadeDirectories<'_>,
+    ) -> Result<Vec<Option<Place>>, WorkspaceError> {
         let made = plans.iter().map(|plan| match plan.old {
             Some(_) => Ok(None),
-            None => self.place(&plan.path, Directories::Make).map(Some),
+            None => self.place(&plan.path, Directories::Make(directories)).map(Some),
         });
         made.collect()
     }
@@ -253,12 +261,13 @@ mod tests {
         let workspace = Workspace::open(folder.path()).unwrap().writable();
         let text = "--- a/changed\n+++ b/changed\n@@ -1 +1 @@\n-1\n+2\n\
                     --- a/removed\n+++ /dev/null\n@@ -1 +0,0 @@\n-1\n\
-                    --- /dev/null\n+++ b/made\n@@ -0,0 +1 @@\n+2\n\
+                    --- /dev/null\n+++ b/made/for/it\n@@ -0,0 +1 @@\n+2\n\
                     --- a/last\n+++ b/last\n@@ -1 +1 @@\n-1\n+2\n";
         let diffs = diff::parse(text, None).unwrap();
         let plans: Vec<Plan> =
             diffs.iter().map(|diff| workspace.plan(diff, &|| false).unwrap()).collect();
-        let made = workspace.places_of_new_files(&plans).unwrap();
+        let mut directories = MadeDirectories::none(&workspace);
+        let made = workspace.places_of_new_files(&plans, &mut directories).unwrap();
         let mut steps = Vec::new();
         for (plan, made) in plans.iter().zip(&made) {
             steps.extend(plan.prepare(made.as_ref(), Beside::Unnamed).unwrap());
@@ -269,6 +278,7 @@ mod tests {
         fs::create_dir(file("last")).unwrap();
 
         make(steps).unwrap_err();
+        drop(directories);
         assert_eq!(fs::read_to_string(file("changed")).unwrap(), "1\n");
         assert_eq!(fs::read_to_string(file("removed")).unwrap(), "1\n");
         let mut names: Vec<_> =

@@ -36,10 +36,19 @@ pub(crate) struct Identity {
 }
 
 /// Whether to make the directories on the way to a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Directories {
-    Make,
+#[derive(Debug)]
+pub(crate) enum Directories<'a, 'w> {
+    Make(&'a mut MadeDirectories<'w>),
     MustExist,
+}
+
+/// Directories that were made for files. Dropped before they are kept, those of them that are empty are
+/// removed.
+#[derive(Debug)]
+pub(crate) struct MadeDirectories<'w> {
+    workspace: &'w Workspace,
+    /// A directory behind the one that it is in.
+    paths: Vec<PathBuf>,
 }
 
 /// Whether content that waits for its name has one until then. Where it has none, nothing is left of it if
@@ -55,7 +64,7 @@ impl Workspace {
     pub(crate) fn place(
         &self,
         path: &WorkspacePath,
-        directories: Directories,
+        directories: Directories<'_, '_>,
     ) -> Result<Place, WorkspaceError> {
         let text = path.text().to_owned();
         let failed = |source| WorkspaceError::from_write(path.text(), source);
@@ -84,8 +93,8 @@ impl Workspace {
         let parent = parent.unwrap_or(Path::new("."));
         let mut opened = self.root().open_dir(parent);
         let is_missing = opened.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
-        if is_missing && directories == Directories::Make {
-            self.root().create_dir_all(parent).map_err(failed)?;
+        if is_missing && let Directories::Make(made) = directories {
+            made.make(parent).map_err(failed)?;
             opened = self.root().open_dir(parent);
         }
         let directory = opened.map_err(|error| match error.kind() {
@@ -141,6 +150,38 @@ impl Workspace {
         }
         let path = path.text().to_owned();
         Err(WorkspaceError::NotReplaceable { path, kind: EntryKind::Directory })
+    }
+}
+
+impl<'w> MadeDirectories<'w> {
+    pub(crate) fn none(workspace: &'w Workspace) -> Self {
+        Self { workspace, paths: Vec::new() }
+    }
+
+    /// Makes a directory, and those on the way to it.
+    fn make(&mut self, path: &Path) -> io::Result<()> {
+        let above: Vec<&Path> = path.ancestors().filter(|a| !a.as_os_str().is_empty()).collect();
+        for directory in above.into_iter().rev() {
+            match self.workspace.root().create_dir(directory) {
+                Ok(()) => self.paths.push(directory.to_owned()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn keep(mut self) {
+        self.paths.clear();
+    }
+}
+
+impl Drop for MadeDirectories<'_> {
+    fn drop(&mut self) {
+        for path in self.paths.iter().rev() {
+            // One that is not empty is somebody else's by now.
+            let _ = self.workspace.root().remove_dir(path);
+        }
     }
 }
 

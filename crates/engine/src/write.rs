@@ -4,7 +4,7 @@ use lapwing::{CallOptions, Metadata};
 
 use crate::REQUEST_KEY;
 use crate::error::WorkspaceError;
-use crate::replace::{Beside, Directories, sha256};
+use crate::replace::{Beside, Directories, MadeDirectories, sha256};
 use crate::types::{WriteMode, WriteReply, WriteRequest};
 use crate::workspace::Workspace;
 
@@ -41,8 +41,9 @@ impl Workspace {
             return Err(WorkspaceError::BadRequest { problem: problem.to_owned() });
         }
         let must_exist = expected.is_some() || request.mode == WriteMode::Replace;
+        let mut made = MadeDirectories::none(self);
         let directories = match request.create_directories && !must_exist {
-            true => Directories::Make,
+            true => Directories::Make(&mut made),
             false => Directories::MustExist,
         };
         let place = self.place(&path, directories)?;
@@ -64,6 +65,7 @@ impl Workspace {
             return Err(place.changed(None));
         }
         prepared.commit()?;
+        made.keep();
         if request.durable {
             place.sync_directory()?;
         }
