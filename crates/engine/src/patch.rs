@@ -81,7 +81,8 @@ impl Workspace {
 
     /// Finds out what a diff makes of one file.
     fn plan(&self, diff: &FileDiff<'_>, stop: &dyn Fn() -> bool) -> Result<Plan, WorkspaceError> {
-        let path = WorkspacePath::parse(diff.old.as_ref().or(diff.new.as_ref()).map_or("", |p| p))?;
+        let path =
+            WorkspacePath::parse_file(diff.old.as_ref().or(diff.new.as_ref()).map_or("", |p| p))?;
         self.must_not_be_part_of_git(path.as_path(), &path)?;
         let mut old = None;
         if diff.old.is_some() {
@@ -93,7 +94,7 @@ impl Workspace {
                 return Err(WorkspaceError::BadRequest {
                     problem: format!(
                         "{:?} has {} bytes, and a file to be patched may have \
-                         {PATCHED_FILE_BYTES_MAX}",
+                         {PATCHED_FILE_BYTES_MAX}: write it as a whole",
                         path.text(),
                         place.len_bytes()
                     ),
@@ -105,7 +106,7 @@ impl Workspace {
             }
             old = Some((place.read()?, place));
         } else if self.has(path.as_path()) {
-            return Err(WorkspaceError::Exists { path: path.text().to_owned() });
+            return Err(WorkspaceError::MakesExisting { path: path.text().to_owned() });
         }
         let before = old.as_ref().map_or(&[][..], |(content, _)| content);
         let applied = hunk::apply(path.text(), before, &diff.hunks, stop)?;

@@ -28,7 +28,7 @@ impl Workspace {
         request: &ReadRequest,
         reply_bytes_max: usize,
     ) -> Result<ReadReply, WorkspaceError> {
-        let path = self.path(&request.path)?;
+        let path = self.file_path(&request.path)?;
         let (mut file, file_bytes) = self.open_file(path.as_path(), path.text())?;
         let offset_bytes = request.offset_bytes;
         if offset_bytes > file_bytes {
@@ -83,7 +83,7 @@ impl Workspace {
         request: &ReadRequest,
         reply_bytes_max: usize,
     ) -> Result<OpenRange, WorkspaceError> {
-        let path = self.path(&request.path)?;
+        let path = self.file_path(&request.path)?;
         let (file, total_bytes) = self.open_file(path.as_path(), path.text())?;
         let offset_bytes = request.offset_bytes;
         let path = path.text().to_owned();

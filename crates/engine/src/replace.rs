@@ -67,7 +67,10 @@ impl Workspace {
         directories: Directories<'_, '_>,
     ) -> Result<Place, WorkspaceError> {
         let text = path.text().to_owned();
-        let failed = |source| WorkspaceError::from_write(path.text(), source);
+        let failed = |source| {
+            let error = WorkspaceError::from_write(path.text(), source);
+            self.name_the_file(path.as_path(), error)
+        };
         let not_a_file =
             |kind| WorkspaceError::NotReplaceable { path: path.text().to_owned(), kind };
         let found = match self.root().symlink_metadata(path.as_path()) {
@@ -136,7 +139,10 @@ impl Workspace {
         &self,
         path: &WorkspacePath,
     ) -> Result<Identity, WorkspaceError> {
-        let failed = |source| WorkspaceError::from_write(path.text(), source);
+        let failed = |source| {
+            let error = WorkspaceError::from_write(path.text(), source);
+            self.name_the_file(path.as_path(), error)
+        };
         for above in path.ancestors().iter().rev() {
             let name = if above.as_os_str().is_empty() { Path::new(".") } else { above };
             match self.root().open_dir(name) {

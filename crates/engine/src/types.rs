@@ -225,7 +225,7 @@ pub struct Match {
 }
 
 /// Asks for a file to be written as a whole. The content is the payload of the call, and this the
-/// JSON of its metadata pair `request`.
+/// JSON of its metadata pair `request`. A file that is longer than a message goes by `fs.write.stream`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WriteRequest {

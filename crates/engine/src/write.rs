@@ -33,7 +33,7 @@ impl Workspace {
         content: &[u8],
     ) -> Result<WriteReply, WorkspaceError> {
         let _writing = self.begin_writing()?;
-        let path = self.path(&request.path)?;
+        let path = self.file_path(&request.path)?;
         let expected = request.expected_sha256.as_deref().map(checked).transpose()?;
         if expected.is_some() && request.mode == WriteMode::Create {
             let problem =
@@ -46,7 +46,13 @@ impl Workspace {
             true => Directories::Make(&mut made),
             false => Directories::MustExist,
         };
-        let place = self.place(&path, directories)?;
+        let place = self.place(&path, directories).map_err(|error| match error {
+            // The file itself may be missing.
+            WorkspaceError::NotFound { path } if !must_exist => {
+                WorkspaceError::NoDirectory { path }
+            }
+            error => error,
+        })?;
         let created = !place.exists();
         if created && must_exist {
             return Err(WorkspaceError::NotFound { path: path.text().to_owned() });

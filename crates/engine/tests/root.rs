@@ -114,3 +114,33 @@ async fn git_directory_is_read_when_it_is_named_and_never_written() {
         write(client, &request).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn refusals_say_what_to_do() {
+    let served = Served::of(&[("a.txt", b"1\n"), ("d/", b"")]).await;
+    let client = &served.client;
+    let long = "l/".repeat(2047) + "l";
+    let make = |path: &str| format!("--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+1\n");
+    let search = |pattern: &str| json!({"pattern": pattern});
+    for (answer, part) in [
+        (call(client, FS_READ, json!({"path": "a.txt/x/y"})).await, "\"a.txt\" is no directory"),
+        (call(client, FS_READ, json!({"path": "a.txt/"})).await, "leave the slash out"),
+        (call(client, FS_READ, json!({"path": "a\0b"})).await, "leave it out"),
+        (call(client, FS_READ, json!({"path": long})).await, "…\""),
+        (write(client, &WriteRequest::path("a.txt/x")).await.map(drop), "name \"a.txt\" itself"),
+        (write(client, &WriteRequest::path("x/")).await.map(drop), "leave the slash out"),
+        (write(client, &WriteRequest::path("no/x")).await.map(drop), "`create_directories`"),
+        (call(client, FS_APPLY_PATCH, json!({"patch": make("a.txt")})).await, "what is there"),
+        (
+            call(client, FS_APPLY_PATCH, json!({"patch": make("x"), "strip": 3})).await,
+            "lower `strip`",
+        ),
+        (call(client, FS_SEARCH_PAGE, search("(")).await, "unclosed group: correct it"),
+        (call(client, FS_SEARCH_PAGE, search("\\w{9999}{9}")).await, "repetitions shorter"),
+    ] {
+        let (_, sentence) = refusal(answer);
+        assert!(sentence.contains(part), "{part}: {sentence}");
+        assert!(sentence.len() < 600 && !sentence.contains('\n'), "{sentence}");
+    }
+    assert_eq!(served.names().len(), 2);
+}
