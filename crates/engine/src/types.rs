@@ -157,7 +157,8 @@ pub struct SearchRequest {
     /// wherever a directory above it is searched.
     #[serde(default)]
     pub hidden: bool,
-    /// The most matches in one page, 200 by default, 10000 at most; a stream has all.
+    /// The most matches in one page, 200 by default; more than 10000 count as 10000. A stream has
+    /// all.
     #[serde(default = "matches_default")]
     pub max_matches: NonZeroU32,
     /// In pages, the `next` of the last reply to this request, or nothing to start; in a stream it counts for nothing.
@@ -206,8 +207,10 @@ pub struct Match {
     /// The file, relative to the root, with `/` between names.
     pub path: String,
     /// The line, from 1.
+    #[schemars(range(min = 1))]
     pub line_number: u64,
     /// Where in the line the first match begins, in bytes, from 1.
+    #[schemars(range(min = 1))]
     pub column: u64,
     /// The length of the first match, in bytes of the line.
     pub match_len_bytes: u64,
@@ -215,6 +218,7 @@ pub struct Match {
     /// most 1024 bytes around the start of the match.
     pub text: String,
     /// Where in the line `text` begins, in bytes, from 1; 1 unless the line is cut.
+    #[schemars(range(min = 1))]
     pub text_column: u64,
     /// Whether `text` is not the whole line. Absent means `false`.
     #[serde(default, skip_serializing_if = "is_false")]
@@ -315,7 +319,8 @@ pub struct PatchReply {
 pub struct PatchedFile {
     /// The file, relative to the root.
     pub path: String,
-    /// What was done: `created`, `modified` or `removed`.
+    /// What was done.
+    #[schemars(with = "PatchedKind")]
     pub change: ChangeKind,
     /// For each hunk, how many lines behind (or, if negative, before) the place that it says it
     /// was found.
@@ -323,6 +328,19 @@ pub struct PatchedFile {
     /// The SHA-256 of the file's content now, in hexadecimal; absent for one that was removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+}
+
+/// The kinds of change that a patch can make, for its description.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[allow(dead_code)] // No value is made of it.
+enum PatchedKind {
+    /// The file was made.
+    Created,
+    /// Its content is another.
+    Modified,
+    /// It is gone.
+    Removed,
 }
 
 /// Asks to be told of changes below a directory.
