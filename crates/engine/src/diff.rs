@@ -370,7 +370,9 @@ fn stripped(path: &str, names: u32, line: usize) -> Result<String, WorkspaceErro
     let mut rest = path;
     for _ in 0..names {
         let Some((_, below)) = rest.split_once('/') else {
-            let problem = format!("names {path:?}, from which {names} names cannot be taken off");
+            let problem = format!(
+                "names {path:?}, from which {names} names cannot be taken off: lower `strip`"
+            );
             return Err(bad(line, problem));
         };
         rest = below.trim_start_matches('/');

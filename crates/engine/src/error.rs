@@ -4,6 +4,7 @@ use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 
+use crate::path::readable;
 use crate::types::EntryKind;
 
 /// Why a workspace call was refused or failed.
@@ -13,15 +14,22 @@ use crate::types::EntryKind;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkspaceError {
+    /// The root of the workspace was removed.
+    #[error("the served directory was removed: start the server again on one that exists")]
+    RootRemoved,
     /// Nothing has this name.
-    #[error("{path:?} does not exist in the workspace: list its directory to see what does")]
+    #[error(
+        "{at} does not exist in the workspace: list its directory to see what does",
+        at = shown(path)
+    )]
     NotFound {
         /// The path, relative to the root.
         path: String,
     },
     /// The path leads out of the root directory.
     #[error(
-        "{path:?} leads outside the workspace: name a file below its root, relative to the root"
+        "{at} leads outside the workspace: name a file below its root, relative to the root",
+        at = shown(path)
     )]
     OutsideRoot {
         /// The path as it was given.
@@ -29,9 +37,10 @@ pub enum WorkspaceError {
     },
     /// A regular file was needed.
     #[error(
-        "{path:?} is {}, not a regular file: {}",
+        "{at} is {}, not a regular file: {}",
         kind.article_noun(),
-        if *kind == EntryKind::Directory { "list it instead" } else { "it cannot be read" }
+        if *kind == EntryKind::Directory { "list it instead" } else { "it cannot be read" },
+        at = shown(path)
     )]
     NotAFile {
         /// The path, relative to the root.
@@ -41,9 +50,10 @@ pub enum WorkspaceError {
     },
     /// A regular file or nothing was needed, where a file is to be written.
     #[error(
-        "{path:?} is {}, and only a regular file can be written: {}",
+        "{at} is {}, and only a regular file can be written: {}",
         kind.article_noun(),
-        if *kind == EntryKind::Directory { "name a file in it" } else { "choose another name" }
+        if *kind == EntryKind::Directory { "name a file in it" } else { "choose another name" },
+        at = shown(path)
     )]
     NotReplaceable {
         /// The path, relative to the root.
@@ -51,20 +61,44 @@ pub enum WorkspaceError {
         /// What it is.
         kind: EntryKind,
     },
-    /// A directory was needed, either at the path or on the way to it.
-    #[error("{path:?} is not a directory, or passes through a file: name a directory")]
+    /// Something else than a directory is on the way to the path.
+    #[error(
+        "{file_at} is no directory, so nothing lies below it: name {file_at} itself, or a path \
+         that leads through directories",
+        file_at = shown(file)
+    )]
+    BelowFile {
+        /// The path, relative to the root.
+        path: String,
+        /// What is no directory, relative to the root.
+        file: String,
+    },
+    /// The directory of a file that is to be written is missing.
+    #[error(
+        "the directory {at} does not exist: make it, or write with `create_directories`",
+        at = shown(path)
+    )]
+    NoDirectory {
+        /// The directory, relative to the root.
+        path: String,
+    },
+    /// A directory was needed.
+    #[error("{at} is not a directory: name a directory", at = shown(path))]
     NotADirectory {
         /// The path, relative to the root.
         path: String,
     },
     /// The file system refuses access to the user that runs the engine.
-    #[error("{path:?} may not be read or changed by the engine's user: change its permissions")]
+    #[error(
+        "{at} may not be read or changed by the engine's user: change its permissions",
+        at = shown(path)
+    )]
     PermissionDenied {
         /// The path, relative to the root.
         path: String,
     },
     /// The path cannot be a path.
-    #[error("{path:?} is not a valid path, because it {problem}")]
+    #[error("{at} is not a valid path, because it {problem}", at = shown(path))]
     InvalidPath {
         /// The path as it was given, cut to a readable length.
         path: String,
@@ -85,8 +119,9 @@ pub enum WorkspaceError {
     BadCursor,
     /// The read starts behind the end of the file.
     #[error(
-        "{path:?} has {total_bytes} bytes, so it cannot be read from byte {offset_bytes}: \
-         start at or before its end"
+        "{at} has {total_bytes} bytes, so it cannot be read from byte {offset_bytes}: start at \
+         or before its end",
+        at = shown(path)
     )]
     OffsetPastEnd {
         /// The path, relative to the root.
@@ -98,8 +133,9 @@ pub enum WorkspaceError {
     },
     /// A file or a range is longer than one reply of bytes may be.
     #[error(
-        "{len_bytes} bytes of {path:?} were asked for, and a reply has at most \
-         {reply_bytes_max}: read it in ranges, or allow longer messages on both sides"
+        "{len_bytes} bytes of {at} were asked for, and a reply has at most {reply_bytes_max}: \
+         read it in ranges, or allow longer messages on both sides",
+        at = shown(path)
     )]
     TooLong {
         /// The path, relative to the root.
@@ -110,7 +146,7 @@ pub enum WorkspaceError {
         reply_bytes_max: usize,
     },
     /// The file grew whenever it was read.
-    #[error("{path:?} grew each time it was read: read it again later, or in ranges")]
+    #[error("{at} grew each time it was read: read it again later, or in ranges", at = shown(path))]
     Unsteady {
         /// The path, relative to the root.
         path: String,
@@ -121,14 +157,27 @@ pub enum WorkspaceError {
          serve --writable`, or open the workspace as writable, to change files"
     )]
     ReadOnly,
+    /// The path leads into `.git`, or is it: git runs programs that are named there.
+    #[error("{at} is part of `.git`, which is never written: let git change it", at = shown(path))]
+    PartOfGit {
+        /// The path, relative to the root.
+        path: String,
+    },
     /// The file is there and was to be created.
-    #[error("{path:?} exists already: choose another name, or allow it to be replaced")]
+    #[error(
+        "{at} exists already: choose another name, or write with the `mode` \"any\" or \
+         \"replace\"",
+        at = shown(path)
+    )]
     Exists {
         /// The path, relative to the root.
         path: String,
     },
     /// The file is not what the caller took it for.
-    #[error("{path:?} was changed by someone else: read it again, and repeat the change on that")]
+    #[error(
+        "{at} was changed by someone else: read it again, and repeat the change on that",
+        at = shown(path)
+    )]
     Changed {
         /// The path, relative to the root.
         path: String,
@@ -136,7 +185,7 @@ pub enum WorkspaceError {
         sha256: Option<String>,
     },
     /// A symlink that leads nowhere stands where a file is to be written.
-    #[error("{path:?} is a symbolic link that leads nowhere: name the file itself")]
+    #[error("{at} is a symbolic link that leads nowhere: name the file itself", at = shown(path))]
     DanglingLink {
         /// The path, relative to the root.
         path: String,
@@ -158,10 +207,21 @@ pub enum WorkspaceError {
     /// A hunk does not fit the file. No file was changed.
     #[error("{0}; no file was changed")]
     HunkFailed(Box<HunkFailure>),
+    /// A patch makes a file that is there. No file was changed.
+    #[error(
+        "the patch makes {at}, which exists already; no file was changed: make the patch \
+         against what is there",
+        at = shown(path)
+    )]
+    MakesExisting {
+        /// The path, relative to the root.
+        path: String,
+    },
     /// A patch removes a file and does not say all that is in it. No file was changed.
     #[error(
-        "the patch removes {path:?}, but the file has more lines than the patch says; no file was \
-         changed: make the patch again"
+        "the patch removes {at}, but the file has more lines than the patch says; no file was \
+         changed: make the patch again",
+        at = shown(path)
     )]
     NotEmptied {
         /// The path, relative to the root.
@@ -169,15 +229,16 @@ pub enum WorkspaceError {
     },
     /// A patch removes what is a symlink. No file was changed.
     #[error(
-        "the patch removes {path:?}, which is a symbolic link; no file was changed: name the file \
-         that it leads to"
+        "the patch removes {at}, which is a symbolic link; no file was changed: name the file \
+         that it leads to",
+        at = shown(path)
     )]
     RemovesLink {
         /// The path, relative to the root.
         path: String,
     },
     /// The machine has no watch left, or the workspace has as many as it may.
-    #[error("{path:?} cannot be watched: {problem}")]
+    #[error("{at} cannot be watched: {problem}", at = shown(path))]
     NoWatch {
         /// The path, relative to the root.
         path: String,
@@ -185,13 +246,16 @@ pub enum WorkspaceError {
         problem: String,
     },
     /// What was watched is not there any more.
-    #[error("{path:?} was removed or moved away while it was watched: watch what is there now")]
+    #[error(
+        "{at} was removed or moved away while it was watched: watch what is there now",
+        at = shown(path)
+    )]
     WatchedRemoved {
         /// The path, relative to the root.
         path: String,
     },
     /// The operating system failed while a file was written. The file is as it was.
-    #[error("{path:?} could not be written and is as it was: {source}")]
+    #[error("{at} could not be written and is as it was: {source}", at = shown(path))]
     WriteFailed {
         /// The path, relative to the root.
         path: String,
@@ -211,13 +275,19 @@ pub enum WorkspaceError {
     #[error("the call was cancelled by its caller: call again if its result is still wanted")]
     Cancelled,
     /// The operating system failed in another way.
-    #[error("{path:?} could not be read: {source}")]
+    #[error("{at} could not be read: {source}", at = shown(path))]
     Io {
         /// The path, relative to the root.
         path: String,
         /// What the operating system said.
         source: io::Error,
     },
+}
+
+/// A path as messages show it: quoted, and no longer than can be read.
+fn shown(path: &str) -> String {
+    const CHARS_MAX: usize = 256;
+    format!("{:?}", readable(path, CHARS_MAX))
 }
 
 /// Which hunk of a patch does not fit, and why. Goes as JSON in the details of the call's status.
@@ -293,13 +363,18 @@ impl WorkspaceError {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::NotFound { .. } | Self::WatchedRemoved { .. } => ErrorClass::NotFound,
-            Self::OutsideRoot { .. } | Self::PermissionDenied { .. } | Self::ReadOnly => {
-                ErrorClass::PermissionDenied
-            }
+            Self::RootRemoved
+            | Self::NotFound { .. }
+            | Self::NoDirectory { .. }
+            | Self::WatchedRemoved { .. } => ErrorClass::NotFound,
+            Self::OutsideRoot { .. }
+            | Self::PermissionDenied { .. }
+            | Self::ReadOnly
+            | Self::PartOfGit { .. } => ErrorClass::PermissionDenied,
             Self::NotAFile { .. }
             | Self::NotReplaceable { .. }
             | Self::NotADirectory { .. }
+            | Self::BelowFile { .. }
             | Self::ReplyTooSmall { .. }
             | Self::DanglingLink { .. }
             | Self::HunkFailed(_)
@@ -310,7 +385,7 @@ impl WorkspaceError {
             | Self::BadCursor
             | Self::BadRequest { .. }
             | Self::BadPatch { .. } => ErrorClass::InvalidArgument,
-            Self::Exists { .. } => ErrorClass::AlreadyExists,
+            Self::Exists { .. } | Self::MakesExisting { .. } => ErrorClass::AlreadyExists,
             Self::Changed { .. } | Self::Unsteady { .. } => ErrorClass::Aborted,
             Self::TooLong { .. } | Self::NoWatch { .. } => ErrorClass::ResourceExhausted,
             Self::WriteFailed { source, .. } => match source.kind() {
@@ -339,7 +414,7 @@ impl WorkspaceError {
             }
             io::ErrorKind::PermissionDenied => Self::PermissionDenied { path },
             io::ErrorKind::InvalidFilename => {
-                Self::InvalidPath { path, problem: "has a name that is too long" }
+                Self::InvalidPath { path, problem: "has a name that is too long: shorten it" }
             }
             _ => Self::Io { path, source },
         }
@@ -362,7 +437,10 @@ impl WorkspaceError {
     /// it went or changed since its directory was read. Anything else (no file descriptors left, a
     /// failing disk) ends the call, so that a short answer is never taken for a full one.
     pub(crate) fn is_local(&self) -> bool {
-        !matches!(self, Self::Io { .. } | Self::Cancelled | Self::NoWatch { .. })
+        !matches!(
+            self,
+            Self::Io { .. } | Self::Cancelled | Self::NoWatch { .. } | Self::RootRemoved
+        )
     }
 }
 

@@ -24,11 +24,10 @@
 //! ```
 //! use lapwing_engine::{ListRequest, Workspace};
 //!
-//! let directory = std::env::temp_dir().join("lapwing-engine-example");
-//! std::fs::create_dir_all(&directory)?;
-//! std::fs::write(directory.join("hello.txt"), "hello")?;
+//! let folder = tempfile::tempdir()?;
+//! std::fs::write(folder.path().join("hello.txt"), "hello")?;
 //!
-//! let workspace = Workspace::open(&directory)?;
+//! let workspace = Workspace::open(folder.path())?;
 //! let request: ListRequest = serde_json::from_str(r#"{"path": "."}"#)?;
 //! let reply = workspace.list(&request, 64 * 1024)?;
 //! assert_eq!(reply.entries[0].path, "hello.txt");
@@ -44,6 +43,7 @@ mod cursor;
 mod diff;
 mod error;
 mod excerpt;
+mod held;
 mod hunk;
 mod interrupt;
 mod limits;

@@ -3,7 +3,7 @@
 use crate::cursor::{self, Fingerprint, Method};
 use crate::error::WorkspaceError;
 use crate::page::{Page, json_bytes};
-use crate::path::{WorkspacePath, reply_path};
+use crate::path::reply_path;
 use crate::types::{Entry, EntryKind, ListReply, ListRequest};
 use crate::walk::{Walk, WalkEntry, WalkOptions};
 use crate::workspace::Workspace;
@@ -49,8 +49,8 @@ impl Workspace {
         Ok(reply)
     }
 
-    /// Lists as [`list`](Self::list) and gives every entry to `give` as it is found: `limit` does not count, and
-    /// `cursor` says where to begin. When `give` returns false the listing ends as cancelled.
+    /// Lists as [`list`](Self::list) and gives every entry to `give` as it is found: `limit` and
+    /// `cursor` do not count. When `give` returns false the listing ends as cancelled.
     ///
     /// `stop` is asked before each name; once it returns true the call ends with
     /// [`WorkspaceError::Cancelled`].
@@ -64,7 +64,8 @@ impl Workspace {
         give: &mut dyn FnMut(Entry) -> bool,
         stop: &dyn Fn() -> bool,
     ) -> Result<(), WorkspaceError> {
-        let mut walk = self.begin_list(request, stop)?.0;
+        let request = ListRequest { cursor: None, ..request.clone() };
+        let mut walk = self.begin_list(&request, stop)?.0;
         while let Some(found) = walk.next_entry()? {
             if !give(self.describe(&found)) {
                 return Err(WorkspaceError::Cancelled);
@@ -78,7 +79,7 @@ impl Workspace {
         request: &ListRequest,
         stop: &'a dyn Fn() -> bool,
     ) -> Result<(Walk<'a>, Fingerprint), WorkspaceError> {
-        let start = WorkspacePath::parse(&request.path)?;
+        let start = self.path(&request.path)?;
         let flags = [u8::from(request.recursive), u8::from(request.hidden)];
         let fingerprint = Fingerprint::of(&[start.text().as_bytes(), &flags]);
         let from = match &request.cursor {

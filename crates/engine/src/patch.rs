@@ -9,12 +9,15 @@ use crate::error::WorkspaceError;
 use crate::hunk;
 use crate::limits::PATCHED_FILE_BYTES_MAX;
 use crate::path::WorkspacePath;
-use crate::replace::{Directories, Place, Prepared, sha256};
+use crate::replace::{Beside, Directories, MadeDirectories, Place, Prepared, sha256};
 use crate::types::{ChangeKind, PatchReply, PatchRequest, PatchedFile};
 use crate::workspace::Workspace;
 
 /// The mode of a file that git says may be executed, before the user's mask.
 const EXECUTABLE: u32 = 0o755;
+
+/// How many files of one patch wait without a name: each takes a descriptor.
+const UNNAMED_MAX: usize = 64;
 
 impl Workspace {
     /// Applies a unified diff of one or several files. Everything is looked up, compared and written to
@@ -23,7 +26,8 @@ impl Workspace {
     ///
     /// A hunk is looked for up to [`HUNK_OFFSET_LINES_MAX`](crate::HUNK_OFFSET_LINES_MAX) lines away from
     /// where it says it belongs, and fits only where all its context and all that it removes stands.
-    /// `/dev/null` makes or removes a file; directories are made on the way, and never removed.
+    /// `/dev/null` makes or removes a file; directories are made on the way, and removed again only if the
+    /// patch fails.
     /// Renames, copies, changes of mode, binary files, symbolic links and submodules are refused.
     ///
     /// `stop` is asked before each file and hunk, and while a hunk is looked for; once it returns true the
@@ -42,6 +46,7 @@ impl Workspace {
     ) -> Result<PatchReply, WorkspaceError> {
         let _writing = self.begin_writing()?;
         look(stop)?;
+        self.check_root()?;
         let diffs = diff::parse(&request.patch, request.strip)?;
         let mut seen = HashMap::new();
         let mut plans = Vec::new();
@@ -76,7 +81,9 @@ impl Workspace {
 
     /// Finds out what a diff makes of one file.
     fn plan(&self, diff: &FileDiff<'_>, stop: &dyn Fn() -> bool) -> Result<Plan, WorkspaceError> {
-        let path = WorkspacePath::parse(diff.old.as_ref().or(diff.new.as_ref()).map_or("", |p| p))?;
+        let path =
+            WorkspacePath::parse_file(diff.old.as_ref().or(diff.new.as_ref()).map_or("", |p| p))?;
+        self.must_not_be_part_of_git(path.as_path(), &path)?;
         let mut old = None;
         if diff.old.is_some() {
             let place = self.place(&path, Directories::MustExist)?;
@@ -87,7 +94,7 @@ impl Workspace {
                 return Err(WorkspaceError::BadRequest {
                     problem: format!(
                         "{:?} has {} bytes, and a file to be patched may have \
-                         {PATCHED_FILE_BYTES_MAX}",
+                         {PATCHED_FILE_BYTES_MAX}: write it as a whole",
                         path.text(),
                         place.len_bytes()
                     ),
@@ -99,7 +106,7 @@ impl Workspace {
             }
             old = Some((place.read()?, place));
         } else if self.has(path.as_path()) {
-            return Err(WorkspaceError::Exists { path: path.text().to_owned() });
+            return Err(WorkspaceError::MakesExisting { path: path.text().to_owned() });
         }
         let before = old.as_ref().map_or(&[][..], |(content, _)| content);
         let applied = hunk::apply(path.text(), before, &diff.hunks, stop)?;
@@ -117,11 +124,13 @@ impl Workspace {
 
     fn carry_out(&self, plans: &[Plan], stop: &dyn Fn() -> bool) -> Result<(), WorkspaceError> {
         look(stop)?;
-        let made = self.places_of_new_files(plans)?;
+        let mut directories = MadeDirectories::none(self);
+        let made = self.places_of_new_files(plans, &mut directories)?;
         let mut steps = Vec::new();
         for (plan, made) in plans.iter().zip(&made) {
             look(stop)?;
-            steps.extend(plan.prepare(made.as_ref())?);
+            let beside = if steps.len() < UNNAMED_MAX { Beside::Unnamed } else { Beside::Named };
+            steps.extend(plan.prepare(made.as_ref(), beside)?);
         }
         look(stop)?;
         for step in &steps {
@@ -129,13 +138,19 @@ impl Workspace {
                 return Err(step.place.changed(None));
             }
         }
-        make(steps)
+        make(steps)?;
+        directories.keep();
+        Ok(())
     }
 
-    fn places_of_new_files(&self, plans: &[Plan]) -> Result<Vec<Option<Place>>, WorkspaceError> {
+    fn places_of_new_files(
+        &self,
+        plans: &[Plan],
+        directories: &mut MadeDirectories<'_>,
+    ) -> Result<Vec<Option<Place>>, WorkspaceError> {
         let made = plans.iter().map(|plan| match plan.old {
             Some(_) => Ok(None),
-            None => self.place(&plan.path, Directories::Make).map(Some),
+            None => self.place(&plan.path, Directories::Make(directories)).map(Some),
         });
         made.collect()
     }
@@ -199,14 +214,18 @@ impl Undo<'_> {
 }
 
 impl Plan {
-    fn prepare<'a>(&'a self, made: Option<&'a Place>) -> Result<Option<Step<'a>>, WorkspaceError> {
+    fn prepare<'a>(
+        &'a self,
+        made: Option<&'a Place>,
+        beside: Beside,
+    ) -> Result<Option<Step<'a>>, WorkspaceError> {
         let before = self.old.as_ref().map(|(content, _)| content.as_slice());
         let Some(place) = self.old.as_ref().map(|(_, place)| place).or(made) else {
             return Ok(None);
         };
         let permissions = self.is_executable.then(|| Permissions::from_mode(EXECUTABLE));
         let prepared = match &self.new {
-            Some(content) => Some(place.prepare(content, permissions)?),
+            Some(content) => Some(place.prepare(content, permissions, beside)?),
             None => None,
         };
         Ok(Some(Step { place, prepared, before }))
@@ -243,15 +262,16 @@ mod tests {
         let workspace = Workspace::open(folder.path()).unwrap().writable();
         let text = "--- a/changed\n+++ b/changed\n@@ -1 +1 @@\n-1\n+2\n\
                     --- a/removed\n+++ /dev/null\n@@ -1 +0,0 @@\n-1\n\
-                    --- /dev/null\n+++ b/made\n@@ -0,0 +1 @@\n+2\n\
+                    --- /dev/null\n+++ b/made/for/it\n@@ -0,0 +1 @@\n+2\n\
                     --- a/last\n+++ b/last\n@@ -1 +1 @@\n-1\n+2\n";
         let diffs = diff::parse(text, None).unwrap();
         let plans: Vec<Plan> =
             diffs.iter().map(|diff| workspace.plan(diff, &|| false).unwrap()).collect();
-        let made = workspace.places_of_new_files(&plans).unwrap();
+        let mut directories = MadeDirectories::none(&workspace);
+        let made = workspace.places_of_new_files(&plans, &mut directories).unwrap();
         let mut steps = Vec::new();
         for (plan, made) in plans.iter().zip(&made) {
-            steps.extend(plan.prepare(made.as_ref()).unwrap());
+            steps.extend(plan.prepare(made.as_ref(), Beside::Unnamed).unwrap());
         }
         assert_eq!(steps.len(), 4);
         // A file cannot take the name of a directory.
@@ -259,6 +279,7 @@ mod tests {
         fs::create_dir(file("last")).unwrap();
 
         make(steps).unwrap_err();
+        drop(directories);
         assert_eq!(fs::read_to_string(file("changed")).unwrap(), "1\n");
         assert_eq!(fs::read_to_string(file("removed")).unwrap(), "1\n");
         let mut names: Vec<_> =

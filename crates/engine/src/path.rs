@@ -16,15 +16,15 @@ pub(crate) struct WorkspacePath {
 
 impl WorkspacePath {
     pub(crate) fn parse(given: &str) -> Result<Self, WorkspaceError> {
-        let invalid = |problem| WorkspaceError::InvalidPath { path: readable(given), problem };
+        let invalid = |problem| WorkspaceError::InvalidPath { path: readable(given, 80), problem };
         if given.is_empty() {
             return Err(invalid("is empty: use \".\" for the root"));
         }
         if given.len() > PATH_BYTES_MAX {
-            return Err(invalid("is longer than 4096 bytes"));
+            return Err(invalid("is longer than 4096 bytes: shorten it"));
         }
         if given.contains('\0') {
-            return Err(invalid("contains a NUL character"));
+            return Err(invalid("contains a NUL character: leave it out"));
         }
         let mut names: Vec<&str> = Vec::new();
         for component in Path::new(given).components() {
@@ -39,6 +39,16 @@ impl WorkspacePath {
             }
         }
         Ok(Self { text: names.join("/") })
+    }
+
+    /// As [`parse`](Self::parse), of a path that is a file's.
+    pub(crate) fn parse_file(given: &str) -> Result<Self, WorkspaceError> {
+        let path = Self::parse(given)?;
+        if given.ends_with('/') {
+            let problem = "ends with a slash, and is to be a file's: leave the slash out";
+            return Err(WorkspaceError::InvalidPath { path: readable(given, 80), problem });
+        }
+        Ok(path)
     }
 
     /// The path with `/` between names; `.` for the root.
@@ -81,9 +91,8 @@ pub(crate) fn reply_path(path: &Path) -> (String, bool) {
 }
 
 /// The start of a path that is too strange to be shown whole.
-fn readable(given: &str) -> String {
-    const CHARS_MAX: usize = 80;
-    match given.char_indices().nth(CHARS_MAX) {
+pub(crate) fn readable(given: &str, chars_max: usize) -> String {
+    match given.char_indices().nth(chars_max) {
         None => given.to_owned(),
         Some((end, _)) => format!("{}…", &given[..end]),
     }

@@ -10,7 +10,7 @@ use crate::types::SearchRequest;
 pub(crate) fn compile(request: &SearchRequest) -> Result<RegexMatcher, WorkspaceError> {
     let bad = |problem: String| WorkspaceError::BadPattern { problem };
     if request.pattern.len() > PATTERN_BYTES_MAX {
-        return Err(bad(format!("it is longer than {PATTERN_BYTES_MAX} bytes")));
+        return Err(bad(format!("it is longer than {PATTERN_BYTES_MAX} bytes: shorten it")));
     }
     RegexMatcherBuilder::new()
         .case_insensitive(request.case_insensitive)
@@ -29,15 +29,23 @@ pub(crate) fn compile(request: &SearchRequest) -> Result<RegexMatcher, Workspace
 fn one_sentence(error: &grep_regex::Error) -> String {
     match error.kind() {
         ErrorKind::NotAllowed(_) => {
-            "it asks for a line break, but matches lie within one line".to_owned()
+            "it asks for a line break, but matches lie within one line: leave it out".to_owned()
         }
         ErrorKind::Banned(_) => {
-            "it asks for a NUL byte, but files that have one are not searched".to_owned()
+            "it asks for a NUL byte, but files that have one are not searched: leave it out"
+                .to_owned()
         }
         _ => {
             let text = error.to_string();
             let last = text.lines().last().unwrap_or_default().trim();
-            last.strip_prefix("error: ").unwrap_or(last).to_owned()
+            let problem = last.strip_prefix("error: ").unwrap_or(last).trim_end_matches('.');
+            if problem.contains("size limit") {
+                return format!(
+                    "it exceeds the size limit of {REGEX_BYTES_MAX} bytes once it is compiled: make \
+                     its repetitions shorter"
+                );
+            }
+            format!("{problem}: correct it, or search for plain text with `fixed_strings`")
         }
     }
 }

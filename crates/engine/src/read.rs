@@ -8,7 +8,6 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::error::WorkspaceError;
 use crate::page::json_bytes;
-use crate::path::WorkspacePath;
 use crate::types::{Encoding, ReadReply, ReadRequest};
 use crate::workspace::Workspace;
 
@@ -29,7 +28,7 @@ impl Workspace {
         request: &ReadRequest,
         reply_bytes_max: usize,
     ) -> Result<ReadReply, WorkspaceError> {
-        let path = WorkspacePath::parse(&request.path)?;
+        let path = self.file_path(&request.path)?;
         let (mut file, file_bytes) = self.open_file(path.as_path(), path.text())?;
         let offset_bytes = request.offset_bytes;
         if offset_bytes > file_bytes {
@@ -84,7 +83,7 @@ impl Workspace {
         request: &ReadRequest,
         reply_bytes_max: usize,
     ) -> Result<OpenRange, WorkspaceError> {
-        let path = WorkspacePath::parse(&request.path)?;
+        let path = self.file_path(&request.path)?;
         let (file, total_bytes) = self.open_file(path.as_path(), path.text())?;
         let offset_bytes = request.offset_bytes;
         let path = path.text().to_owned();

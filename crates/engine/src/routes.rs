@@ -251,7 +251,9 @@ impl Rooms {
         let (mut content, mut held) = (Vec::new(), None::<OwnedSemaphorePermit>);
         while let Some(item) = items.next().await? {
             if content.len() + item.len() > WRITE_BYTES_MAX {
-                let problem = format!("a file of more than {WRITE_BYTES_MAX} bytes is not written");
+                let problem = format!(
+                    "`fs.write.stream` writes files of at most {WRITE_BYTES_MAX} bytes: divide this one"
+                );
                 return Err(Status::resource_exhausted(problem));
             }
             let more = self.upload_room(item.len())?;

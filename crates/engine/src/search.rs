@@ -56,7 +56,7 @@ impl Workspace {
     }
 
     /// Searches as [`search`](Self::search) and gives every match to `give` as it is found, without a bound on
-    /// their number: `max_matches` does not count, and `cursor` says where to begin. When `give` returns
+    /// their number: `max_matches` and `cursor` do not count. When `give` returns
     /// false the search ends as cancelled.
     ///
     /// # Errors
@@ -68,7 +68,8 @@ impl Workspace {
         give: &mut dyn FnMut(Match) -> bool,
         stop: &dyn Fn() -> bool,
     ) -> Result<(), WorkspaceError> {
-        self.begin_search(request, Page::unbounded(), stop, give)?.run(request).map(drop)
+        let request = SearchRequest { cursor: None, ..request.clone() };
+        self.begin_search(&request, Page::unbounded(), stop, give)?.run(&request).map(drop)
     }
 
     fn begin_search<'a>(
@@ -78,7 +79,7 @@ impl Workspace {
         stop: &'a dyn Fn() -> bool,
         give: &'a mut dyn FnMut(Match) -> bool,
     ) -> Result<Search<'a>, WorkspaceError> {
-        let start = WorkspacePath::parse(&request.path)?;
+        let start = self.path(&request.path)?;
         let fingerprint = fingerprint(request, &start);
         Ok(Search {
             workspace: self,

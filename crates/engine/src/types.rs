@@ -17,7 +17,8 @@ pub struct ListRequest {
     pub path: String,
     /// Whether to list what is below its directories too; `true` by default.
     pub recursive: bool,
-    /// Whether to list names that begin with a dot; `false` by default. `.git` is never listed.
+    /// Whether to list names that begin with a dot; `false` by default. `.git` is left out
+    /// wherever a directory above it is listed.
     pub hidden: bool,
     /// In pages, the `next` of the last reply to this request, or nothing to start; in a stream it counts for nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,10 +153,12 @@ pub struct SearchRequest {
     /// Whether `pattern` is plain text and not an expression; `false` by default.
     #[serde(default)]
     pub fixed_strings: bool,
-    /// Whether to search names that begin with a dot; `false` by default. `.git` is never searched.
+    /// Whether to search names that begin with a dot; `false` by default. `.git` is left out
+    /// wherever a directory above it is searched.
     #[serde(default)]
     pub hidden: bool,
-    /// The most matches in one page, 200 by default, 10000 at most; a stream has all.
+    /// The most matches in one page, 200 by default; more than 10000 count as 10000. A stream has
+    /// all.
     #[serde(default = "matches_default")]
     pub max_matches: NonZeroU32,
     /// In pages, the `next` of the last reply to this request, or nothing to start; in a stream it counts for nothing.
@@ -204,8 +207,10 @@ pub struct Match {
     /// The file, relative to the root, with `/` between names.
     pub path: String,
     /// The line, from 1.
+    #[schemars(range(min = 1))]
     pub line_number: u64,
     /// Where in the line the first match begins, in bytes, from 1.
+    #[schemars(range(min = 1))]
     pub column: u64,
     /// The length of the first match, in bytes of the line.
     pub match_len_bytes: u64,
@@ -213,6 +218,7 @@ pub struct Match {
     /// most 1024 bytes around the start of the match.
     pub text: String,
     /// Where in the line `text` begins, in bytes, from 1; 1 unless the line is cut.
+    #[schemars(range(min = 1))]
     pub text_column: u64,
     /// Whether `text` is not the whole line. Absent means `false`.
     #[serde(default, skip_serializing_if = "is_false")]
@@ -223,12 +229,12 @@ pub struct Match {
 }
 
 /// Asks for a file to be written as a whole. The content is the payload of the call, and this the
-/// JSON of its metadata pair `request`.
+/// JSON of its metadata pair `request`. A file that is longer than a message goes by `fs.write.stream`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WriteRequest {
     /// The file, relative to the root. Of a symlink that stays inside the root, what it names is
-    /// written.
+    /// written. `.git` and what is in it are never written.
     pub path: String,
     /// What may be there before; anything by default.
     #[serde(default)]
@@ -290,7 +296,7 @@ pub struct WriteReply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PatchRequest {
-    /// The diff, of one or several files.
+    /// The diff, of one or several files; `.git` and what is in it are never patched.
     pub patch: String,
     /// How many leading names to take off the paths of the diff, as `patch -p` does. By default
     /// one where they are `a/…` and `b/…`, as git writes them, and none otherwise.
@@ -313,7 +319,8 @@ pub struct PatchReply {
 pub struct PatchedFile {
     /// The file, relative to the root.
     pub path: String,
-    /// What was done: `created`, `modified` or `removed`.
+    /// What was done.
+    #[schemars(with = "PatchedKind")]
     pub change: ChangeKind,
     /// For each hunk, how many lines behind (or, if negative, before) the place that it says it
     /// was found.
@@ -321,6 +328,19 @@ pub struct PatchedFile {
     /// The SHA-256 of the file's content now, in hexadecimal; absent for one that was removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+}
+
+/// The kinds of change that a patch can make, for its description.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[allow(dead_code)] // No value is made of it.
+enum PatchedKind {
+    /// The file was made.
+    Created,
+    /// Its content is another.
+    Modified,
+    /// It is gone.
+    Removed,
 }
 
 /// Asks to be told of changes below a directory.
@@ -331,7 +351,8 @@ pub struct WatchRequest {
     pub path: String,
     /// Whether to watch what is below its directories too; `true` by default.
     pub recursive: bool,
-    /// Whether to tell of names that begin with a dot; `false` by default. `.git` is never watched.
+    /// Whether to tell of names that begin with a dot; `false` by default. `.git` is left out
+    /// wherever a directory above it is watched.
     pub hidden: bool,
 }
 
@@ -364,14 +385,15 @@ pub struct Change {
 pub enum ChangeKind {
     /// The first item of a watch: from here on every change is told.
     Watching,
-    /// The name is there now. It may have been before, if another file was moved over it, as
-    /// editors do when they save.
+    /// The name is there now. It may have been before, if a file that was not told of, hidden or from
+    /// elsewhere, was moved over it, as editors do when they save.
     Created,
     /// Content or metadata changed.
     Modified,
     /// The name is gone, and all below it.
     Removed,
-    /// It has another name, and so has all below it.
+    /// It has another name, and so has all below it. What was at that name before is gone, and not
+    /// told as removed.
     Renamed,
     /// Changes were lost, or ignore files changed: list again. Later changes are told as before.
     Rescan,

@@ -13,7 +13,7 @@ use crate::limits::DEPTH_MAX;
 use crate::path::{WorkspacePath, reply_path};
 use crate::rules::{Rules, SpecialNames, Verdict};
 use crate::types::EntryKind;
-use crate::workspace::{Follow, Workspace, kind_of};
+use crate::workspace::{Follow, Identity, Workspace, identity, kind_of};
 
 /// What a walk yields.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +40,7 @@ pub(crate) struct Walk<'a> {
     frames: Vec<Frame>,
     /// The directory yielded last, to be entered before the next name is looked at.
     pending: Option<Pending>,
+    entered: Option<Identity>,
     skipped_directories: u64,
 }
 
@@ -110,8 +111,9 @@ impl<'a> Walk<'a> {
         let dir = workspace.open_directory(start.as_path(), start.text(), Follow::InsideRoot)?;
         let rules = Rules::of(workspace, &start.ancestors());
         let frames = Vec::new();
+        let (pending, entered, skipped_directories) = (None, None, 0);
         let mut walk =
-            Self { workspace, options, stop, rules, frames, pending: None, skipped_directories: 0 };
+            Self { workspace, options, stop, rules, frames, pending, entered, skipped_directories };
         let path = start.names().collect();
         walk.enter(&dir, path, resume, start.text())?;
         Ok(walk)
@@ -158,6 +160,12 @@ impl<'a> Walk<'a> {
                 return Ok(Some(WalkEntry { path, kind: name.kind }));
             }
         }
+    }
+
+    /// The directory that was entered since the last time this was asked. Asked after each name, it is the
+    /// directory that was yielded before that name, or the start; nothing if it could not be entered.
+    pub(crate) fn take_entered(&mut self) -> Option<Identity> {
+        self.entered.take()
     }
 
     /// How many directories could not be entered so far.
@@ -223,6 +231,7 @@ impl<'a> Walk<'a> {
                 names.push(Name { name, kind });
             }
         }
+        self.entered = dir.dir_metadata().ok().map(|metadata| identity(&metadata));
         self.rules.enter(&path, special);
         self.frames.push(Frame { path, names, resume });
         Ok(())

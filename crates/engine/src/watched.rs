@@ -1,23 +1,22 @@
 //! The directories that a watch is on, and what the system's events about them mean.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use cap_fs_ext::MetadataExt;
-use cap_std::fs::Metadata;
 use notify::event::{EventKind, ModifyKind, RenameMode};
 use notify::{Config, Event, RecommendedWatcher, RecursiveMode, Watcher};
 
 use crate::activity::Counted;
 use crate::error::WorkspaceError;
+use crate::held::HeldDirectories;
 use crate::limits::WATCHED_DIRECTORIES_MAX;
 use crate::path::{WorkspacePath, reply_path};
 use crate::rules::{Rules, Verdict};
 use crate::types::{Change, ChangeKind, EntryKind, WatchRequest};
 use crate::walk::{Walk, WalkOptions};
 use crate::watch::Heard;
-use crate::workspace::{Follow, Workspace};
+use crate::workspace::{Follow, Identity, Workspace, identity};
 
 /// A watch on the directories that a listing of the same request enters.
 ///
@@ -26,18 +25,17 @@ use crate::workspace::{Follow, Workspace};
 pub(crate) struct Watched {
     workspace: Workspace,
     start: WorkspacePath,
-    /// Device and number of the start: what is there later may be another one.
-    start_identity: (u64, u64),
+    /// Of the start: what is there later may be another one.
+    start_identity: Identity,
     recursive: bool,
     hidden: bool,
     heard: Heard,
     watcher: RecommendedWatcher,
-    /// From the paths that the watcher was given, which its events repeat, to paths in the workspace.
-    directories: HashMap<PathBuf, PathBuf>,
-    /// The other way round, in order, so that what is below a directory stands together.
-    handles: BTreeMap<PathBuf, PathBuf>,
+    held: HeldDirectories,
     /// Makes the paths that the watcher is given differ: descriptors return under the same number.
     next: u64,
+    /// A name stood for another directory than the one that was held under it, and no event says why.
+    lost_track: bool,
     half_rename: Option<HalfRename>,
     _counted: Counted,
 }
@@ -56,7 +54,7 @@ impl Watched {
         counted: Counted,
         stop: &dyn Fn() -> bool,
     ) -> Result<Self, WorkspaceError> {
-        let start = WorkspacePath::parse(&request.path)?;
+        let start = workspace.path(&request.path)?;
         let found = workspace.root().metadata(start.as_path());
         let found = found.map_err(|e| WorkspaceError::from_io(start.text(), e))?;
         let mut watched = Self {
@@ -67,9 +65,9 @@ impl Watched {
             watcher: watcher(&heard, start.text())?,
             start,
             heard,
-            directories: HashMap::new(),
-            handles: BTreeMap::new(),
+            held: HeldDirectories::default(),
             next: 0,
+            lost_track: false,
             half_rename: None,
             _counted: counted,
         };
@@ -86,13 +84,8 @@ impl Watched {
         self.start.names().next().is_none()
     }
 
-    /// Fails when the root was removed. It may have been renamed: its handle is what counts.
     pub(crate) fn check_root(&self) -> Result<(), WorkspaceError> {
-        let root = self.workspace.root().dir_metadata();
-        match root.map_err(|e| WorkspaceError::from_io(".", e))?.nlink() {
-            0 => Err(self.removed()),
-            _ => Ok(()),
-        }
+        self.workspace.check_root()
     }
 
     /// What a batch of events means. An empty batch ends the wait for the second half of a rename.
@@ -124,7 +117,7 @@ impl Watched {
         for event in events {
             self.event(event, &mut batch)?;
         }
-        if batch.rules_changed {
+        if batch.rules_changed || self.lost_track {
             let mut told = batch.told;
             told.extend(self.rescan(stop)?);
             return Ok(told);
@@ -158,14 +151,15 @@ impl Watched {
         self.end_half_rename(batch);
         match event.kind {
             EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(_)) => {
-                self.appeared(&path, Told::Wanted, batch)
+                self.appeared(&path, batch)
             }
             EventKind::Remove(_) => {
                 self.vanished(&path, batch);
                 Ok(())
             }
             EventKind::Modify(_) => {
-                if batch.shows(&path, batch.is_directory(&path)) {
+                let is_nameless = is_kernels(&path) && !batch.workspace.has(&path);
+                if !is_nameless && batch.shows(&path, batch.directory_at(&path).is_some()) {
                     batch.modified(&path);
                 }
                 Ok(())
@@ -176,55 +170,83 @@ impl Watched {
 
     /// The workspace's path for one of the watcher's.
     fn locate(&self, path: &Path) -> Option<PathBuf> {
-        Some(self.directories.get(path.parent()?)?.join(path.file_name()?))
+        Some(self.held.path_of_handle(path.parent()?)?.join(path.file_name()?))
     }
 
-    fn appeared(
-        &mut self,
-        path: &Path,
-        told: Told,
-        batch: &mut Batch<'_>,
-    ) -> Result<(), WorkspaceError> {
-        let is_directory = batch.is_directory(path);
-        if !batch.shows(path, is_directory) {
+    fn appeared(&mut self, path: &Path, batch: &mut Batch<'_>) -> Result<(), WorkspaceError> {
+        let found = batch.directory_at(path);
+        if !batch.shows(path, found.is_some()) {
             return Ok(());
         }
-        if told == Told::Wanted {
-            batch.tell(ChangeKind::Created, path);
-        }
-        if !is_directory || !self.recursive {
-            return Ok(());
-        }
-        match self.enter(path, told, batch) {
-            // It went again, or may not be read.
-            Err(error) if error.is_local() => Ok(()),
-            entered => entered,
-        }
+        batch.tell(ChangeKind::Created, path);
+        self.held.set_unread(path);
+        self.enter(path, found, batch)
     }
 
-    /// Watches a directory and what is below it, and tells of what was there before the watch was.
+    /// Watches the directory that was found at a path and what is below it, and tells of what the reader
+    /// does not know.
     fn enter(
         &mut self,
         path: &Path,
-        told: Told,
+        found: Option<Identity>,
         batch: &mut Batch<'_>,
     ) -> Result<(), WorkspaceError> {
+        let Some(found) = found.filter(|_| self.recursive) else {
+            return Ok(());
+        };
+        if self.held.identity_at(path).is_some_and(|held| held != found) {
+            self.lost_track = true;
+            return Ok(());
+        }
         let Some(start) = path.to_str().and_then(|path| WorkspacePath::parse(path).ok()) else {
             // A walk begins at names that a request can say; from further up it comes by here, too.
             batch.rules_changed = true;
             return Ok(());
         };
-        self.add(path, Follow::Never)?;
+        let (workspace, stop) = (batch.workspace, batch.stop);
+        let entered = self.add(path, Follow::Never).and_then(|()| {
+            self.walk(workspace, &start, stop, &mut |path| batch.tell(ChangeKind::Created, path))
+        });
+        match entered {
+            // It went again, or may not be read. If it comes back it is not read, and told.
+            Err(error) if error.is_local() => Ok(()),
+            entered => entered,
+        }
+    }
+
+    /// Watches all directories below one that is watched. Names in directories that are not read yet go
+    /// to `tell`.
+    fn walk(
+        &mut self,
+        workspace: &Workspace,
+        start: &WorkspacePath,
+        stop: &dyn Fn() -> bool,
+        tell: &mut dyn FnMut(&Path),
+    ) -> Result<(), WorkspaceError> {
         let options = WalkOptions { recursive: true, hidden: self.hidden, inclusive: false };
-        let mut walk = Walk::begin(batch.workspace, &start, None, options, batch.stop)?;
-        while let Some(found) = walk.next_entry()? {
-            if told == Told::Wanted {
-                batch.tell(ChangeKind::Created, &found.path);
+        let mut walk = Walk::begin(workspace, start, None, options, stop)?;
+        let mut read = Vec::new();
+        // A directory is yielded before it is read, so nothing comes into it unseen.
+        let mut yielded = Some(start.names().collect::<PathBuf>());
+        loop {
+            let found = walk.next_entry()?;
+            // What has another name by now was not read, even if something was read under its name.
+            if let Some((path, identity)) = yielded.take().zip(walk.take_entered())
+                && self.held.identity_at(&path) == Some(identity)
+            {
+                read.push(path);
+            }
+            let Some(found) = found else { break };
+            if !self.held.is_read(found.path.parent().unwrap_or(Path::new(""))) {
+                tell(&found.path);
             }
             if found.kind == EntryKind::Directory {
                 self.add_if_there(&found.path)?;
+                yielded = Some(found.path);
             }
         }
+        // Not before the end: until then it says what the reader knew before.
+        read.iter().for_each(|path| self.held.set_read(path));
         Ok(())
     }
 
@@ -241,18 +263,39 @@ impl Watched {
         to: &Path,
         batch: &mut Batch<'_>,
     ) -> Result<(), WorkspaceError> {
-        // What is watched below is watched under its old name.
-        self.remove(from);
-        let is_directory = batch.is_directory(to);
-        if !batch.shows(from, is_directory) {
-            return self.appeared(to, Told::Wanted, batch);
+        let found = batch.directory_at(to);
+        if !batch.shows(from, found.is_some()) {
+            self.remove(from);
+            return self.appeared(to, batch);
         }
-        if !batch.shows(to, is_directory) {
+        if !batch.shows(to, found.is_some()) {
+            self.remove(from);
             batch.tell(ChangeKind::Removed, from);
             return Ok(());
         }
+        let held = self.held.identity_at(from);
+        if held.is_some() && held != found && held == batch.directory_at(from) {
+            // It came to the old name after what was moved, and the reader knows it there already: that
+            // must not go along. Or the two took each other's name in one step.
+            batch.tell(ChangeKind::Removed, from);
+            self.appeared(to, batch)?;
+            return self.appeared(from, batch);
+        }
         batch.tell_renamed(from, to);
-        self.appeared(to, Told::Already, batch)
+        // The reader takes what it knew there for gone, and moves here what it knew of the old name.
+        self.held.set_unread(to);
+        if held.is_some() {
+            if self.held.identity_at(to).is_some_and(|there| Some(there) != held) {
+                self.remove(to);
+            }
+            self.lost_track |= !self.held.rename(from, to);
+            if held != found {
+                // It has gone on already, and that will be told, too: unless something else is there.
+                self.lost_track |= batch.workspace.has(to);
+                return Ok(());
+            }
+        }
+        self.enter(to, found, batch)
     }
 
     fn end_half_rename(&mut self, batch: &mut Batch<'_>) {
@@ -264,8 +307,8 @@ impl Watched {
     /// Begins anew. What is left in the queue is about watches that are no more, and is not understood.
     fn rescan(&mut self, stop: &dyn Fn() -> bool) -> Result<Vec<Change>, WorkspaceError> {
         self.half_rename = None;
-        self.directories.clear();
-        self.handles.clear();
+        self.lost_track = false;
+        self.held = HeldDirectories::default();
         self.watcher = watcher(&self.heard, self.start.text())?;
         self.add_all(stop)?;
         Ok(vec![Change::about_all(ChangeKind::Rescan)])
@@ -278,15 +321,7 @@ impl Watched {
         if !self.recursive {
             return Ok(());
         }
-        let options = WalkOptions { recursive: true, hidden: self.hidden, inclusive: false };
-        // A directory is yielded before it is read, so nothing comes into it unseen.
-        let mut walk = Walk::begin(&workspace, &start, None, options, stop)?;
-        while let Some(found) = walk.next_entry()? {
-            if found.kind == EntryKind::Directory {
-                self.add_if_there(&found.path)?;
-            }
-        }
-        Ok(())
+        self.walk(&workspace, &start, stop, &mut |_| {})
     }
 
     fn add_if_there(&mut self, path: &Path) -> Result<(), WorkspaceError> {
@@ -299,42 +334,41 @@ impl Watched {
     /// Watches one directory.
     fn add(&mut self, path: &Path, follow: Follow) -> Result<(), WorkspaceError> {
         let text = if path.as_os_str().is_empty() { ".".into() } else { reply_path(path).0 };
-        if self.handles.len() >= WATCHED_DIRECTORIES_MAX {
+        let failed = |source| WorkspaceError::from_io(&text, source);
+        let open_path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let directory = self.workspace.open_directory(open_path, &text, follow)?;
+        let found = identity(&directory.dir_metadata().map_err(failed)?);
+        match self.held.identity_at(path) {
+            Some(held) if held == found && self.held.is_read(path) => return Ok(()),
+            Some(held) if held != found => {
+                self.lost_track = true;
+                self.remove(path);
+            }
+            _ => {}
+        }
+        if self.held.len() >= WATCHED_DIRECTORIES_MAX && self.held.identity_at(path).is_none() {
             let problem = format!("it has more than {WATCHED_DIRECTORIES_MAX} directories");
             return Err(WorkspaceError::NoWatch { path: text, problem });
         }
-        // First: two watches on one directory are one to the system, and end together.
-        if let Some(handle) = self.handles.remove(path) {
-            self.forget(&handle);
-        }
-        let open_path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let directory = self.workspace.open_directory(open_path, &text, follow)?;
         let handle = handle_path(directory.as_raw_fd(), self.next);
         self.next += 1;
+        // Also one that is held: the system gives its number again once it is removed, and the watch
+        // ended then. Otherwise it is the same watch.
         self.watcher
             .watch(&handle, RecursiveMode::NonRecursive)
             .map_err(|error| refused(&text, error))?;
-        self.directories.insert(handle.clone(), path.to_owned());
-        self.handles.insert(path.to_owned(), handle);
+        self.held.hold(path, found, handle);
         Ok(())
     }
 
     /// Ends the watches at and below a path; whether there was one at it.
     fn remove(&mut self, path: &Path) -> bool {
-        let below = self.handles.range(path.to_owned()..).map(|(below, _)| below);
-        let below: Vec<PathBuf> = below.take_while(|b| b.starts_with(path)).cloned().collect();
-        for path in &below {
-            if let Some(handle) = self.handles.remove(path) {
-                self.forget(&handle);
-            }
+        let was_held = self.held.identity_at(path).is_some();
+        for handle in self.held.remove(path) {
+            // The watch of a directory that was removed has gone by itself.
+            let _ = self.watcher.unwatch(&handle);
         }
-        below.first().is_some_and(|first| first == path)
-    }
-
-    fn forget(&mut self, handle: &Path) {
-        self.directories.remove(handle);
-        // The watch of a directory that was removed has gone by itself.
-        let _ = self.watcher.unwatch(handle);
+        was_held
     }
 
     fn check_start(&self) -> Result<(), WorkspaceError> {
@@ -343,21 +377,9 @@ impl Watched {
         }
         match self.workspace.root().metadata(self.start.as_path()) {
             Ok(found) if identity(&found) == self.start_identity => Ok(()),
-            _ => Err(self.removed()),
+            _ => Err(WorkspaceError::WatchedRemoved { path: self.start.text().to_owned() }),
         }
     }
-
-    fn removed(&self) -> WorkspaceError {
-        WorkspaceError::WatchedRemoved { path: self.start.text().to_owned() }
-    }
-}
-
-/// Whether the reader is to be told of what appears.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
-    Wanted,
-    /// It knows it under another name.
-    Already,
 }
 
 /// Events that are looked at in one go, and what the reader is told of them.
@@ -373,8 +395,10 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    fn is_directory(&self, path: &Path) -> bool {
-        self.workspace.root().symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
+    /// The directory that has this name now.
+    fn directory_at(&self, path: &Path) -> Option<Identity> {
+        let found = self.workspace.root().symlink_metadata(path).ok()?;
+        found.is_dir().then(|| identity(&found))
     }
 
     /// Whether a listing shows this name.
@@ -456,8 +480,10 @@ fn refused(path: &str, error: notify::Error) -> WorkspaceError {
     }
 }
 
-fn identity(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
+/// Whether a name is like those by which the kernel tells of files that have none: `#` and a number.
+fn is_kernels(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    name.strip_prefix(b"#").is_some_and(|number| number.iter().all(u8::is_ascii_digit))
 }
 
 /// A path to an open directory that was not given before, whatever numbers descriptors have.

@@ -4,14 +4,15 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use cap_fs_ext::{DirExt, OpenOptionsSyncExt};
+use cap_fs_ext::{DirExt, MetadataExt, OpenOptionsSyncExt};
 use cap_std::ambient_authority;
-use cap_std::fs::{Dir, FileType, OpenOptions};
+use cap_std::fs::{Dir, FileType, Metadata, OpenOptions};
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use tokio::sync::watch;
 
 use crate::activity::{Activity, WorkspaceStats};
 use crate::error::WorkspaceError;
+use crate::path::{WorkspacePath, reply_path};
 use crate::types::EntryKind;
 
 /// A directory tree that may be listed, read, searched and watched, and where
@@ -89,6 +90,40 @@ impl Workspace {
         &self.root
     }
 
+    /// The path of a request, in a root that is there. An open directory that was removed reads as an empty
+    /// one.
+    pub(crate) fn path(&self, given: &str) -> Result<WorkspacePath, WorkspaceError> {
+        self.check_root()?;
+        WorkspacePath::parse(given)
+    }
+
+    /// As [`path`](Self::path), of a path that is a file's.
+    pub(crate) fn file_path(&self, given: &str) -> Result<WorkspacePath, WorkspaceError> {
+        self.check_root()?;
+        WorkspacePath::parse_file(given)
+    }
+
+    /// Names what is no directory on the way to a path that could not be opened therefore.
+    pub(crate) fn name_the_file(&self, path: &Path, error: WorkspaceError) -> WorkspaceError {
+        let WorkspaceError::NotADirectory { path: text } = error else {
+            return error;
+        };
+        let mut above = path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty());
+        let file = above.find(|a| self.root.metadata(a).is_ok_and(|metadata| !metadata.is_dir()));
+        match file.map(|file| reply_path(file).0) {
+            Some(file) => WorkspaceError::BelowFile { path: text, file },
+            None => WorkspaceError::NotADirectory { path: text },
+        }
+    }
+
+    /// Fails when the root was removed. It may have been renamed: its handle is what counts.
+    pub(crate) fn check_root(&self) -> Result<(), WorkspaceError> {
+        match self.root.dir_metadata().map_err(|e| WorkspaceError::from_io(".", e))?.nlink() {
+            0 => Err(WorkspaceError::RootRemoved),
+            _ => Ok(()),
+        }
+    }
+
     /// Waits for other calls that write; refused where the workspace is read-only.
     pub(crate) fn begin_writing(&self) -> Result<MutexGuard<'_, ()>, WorkspaceError> {
         // It guards no memory, so a panic of another call leaves nothing half done.
@@ -109,7 +144,7 @@ impl Workspace {
     /// Nothing else is ever opened for reading: a device may act on being opened. A FIFO that takes
     /// the file's place between the two steps is opened without blocking and then refused.
     pub(crate) fn open_file(&self, path: &Path, name: &str) -> Result<(File, u64), WorkspaceError> {
-        let failed = |source| WorkspaceError::from_io(name, source);
+        let failed = |source| self.name_the_file(path, WorkspaceError::from_io(name, source));
         let must_be_file = |file_type| match kind_of(file_type) {
             EntryKind::File => Ok(()),
             kind => Err(WorkspaceError::NotAFile { path: name.to_owned(), kind }),
@@ -133,7 +168,7 @@ impl Workspace {
             Follow::InsideRoot => self.root.open_dir(path),
             Follow::Never => self.root.open_dir_nofollow(path),
         }
-        .map_err(|source| WorkspaceError::from_io(name, source))
+        .map_err(|source| self.name_the_file(path, WorkspaceError::from_io(name, source)))
     }
 
     /// What a path is, symlinks followed; `name` is for the error.
@@ -141,7 +176,7 @@ impl Workspace {
         let metadata = self.root.metadata(path);
         metadata
             .map(|metadata| kind_of(metadata.file_type()))
-            .map_err(|source| WorkspaceError::from_io(name, source))
+            .map_err(|source| self.name_the_file(path, WorkspaceError::from_io(name, source)))
     }
 
     /// The length of a regular file that a walk found, in bytes; nothing if it went or changed.
@@ -168,6 +203,13 @@ pub(crate) enum Follow {
     InsideRoot,
     /// Fail.
     Never,
+}
+
+/// Device and number of a file or directory: what has them is the same one, as long as it is there.
+pub(crate) type Identity = (u64, u64);
+
+pub(crate) fn identity(metadata: &Metadata) -> Identity {
+    (metadata.dev(), metadata.ino())
 }
 
 pub(crate) fn kind_of(file_type: FileType) -> EntryKind {

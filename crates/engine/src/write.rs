@@ -4,8 +4,7 @@ use lapwing::{CallOptions, Metadata};
 
 use crate::REQUEST_KEY;
 use crate::error::WorkspaceError;
-use crate::path::WorkspacePath;
-use crate::replace::{Directories, sha256};
+use crate::replace::{Beside, Directories, MadeDirectories, sha256};
 use crate::types::{WriteMode, WriteReply, WriteRequest};
 use crate::workspace::Workspace;
 
@@ -15,8 +14,9 @@ impl Workspace {
     /// leaves one of them.
     ///
     /// The permissions of the old file are kept; hard links to it keep the old content, and its owner
-    /// becomes the engine's user. A process that is killed midway may leave a file whose name begins
-    /// with a dot and holds `.lapwing-`.
+    /// becomes the engine's user. A process that is killed between two system calls at the very end may leave
+    /// a file whose name begins with a dot and holds `.lapwing-`; midway, only where the file system has no
+    /// files without a name.
     ///
     /// With `expected_sha256`, calls to one workspace never overwrite what they have not seen. Of other
     /// programs a change is noticed up to the last moment before the name changes hands.
@@ -33,7 +33,7 @@ impl Workspace {
         content: &[u8],
     ) -> Result<WriteReply, WorkspaceError> {
         let _writing = self.begin_writing()?;
-        let path = WorkspacePath::parse(&request.path)?;
+        let path = self.file_path(&request.path)?;
         let expected = request.expected_sha256.as_deref().map(checked).transpose()?;
         if expected.is_some() && request.mode == WriteMode::Create {
             let problem =
@@ -41,11 +41,18 @@ impl Workspace {
             return Err(WorkspaceError::BadRequest { problem: problem.to_owned() });
         }
         let must_exist = expected.is_some() || request.mode == WriteMode::Replace;
+        let mut made = MadeDirectories::none(self);
         let directories = match request.create_directories && !must_exist {
-            true => Directories::Make,
+            true => Directories::Make(&mut made),
             false => Directories::MustExist,
         };
-        let place = self.place(&path, directories)?;
+        let place = self.place(&path, directories).map_err(|error| match error {
+            // The file itself may be missing.
+            WorkspaceError::NotFound { path } if !must_exist => {
+                WorkspaceError::NoDirectory { path }
+            }
+            error => error,
+        })?;
         let created = !place.exists();
         if created && must_exist {
             return Err(WorkspaceError::NotFound { path: path.text().to_owned() });
@@ -59,11 +66,12 @@ impl Workspace {
                 return Err(place.changed(Some(found)));
             }
         }
-        let prepared = place.prepare(content, None)?;
+        let prepared = place.prepare(content, None, Beside::Unnamed)?;
         if expected.is_some() && !place.is_unchanged()? {
             return Err(place.changed(None));
         }
         prepared.commit()?;
+        made.keep();
         if request.durable {
             place.sync_directory()?;
         }

@@ -308,3 +308,19 @@ fn list_replies_have_the_documented_shape() {
         )
     );
 }
+
+#[test]
+fn list_as_a_stream_does_not_look_at_the_cursor() {
+    let tree = Tree::of(&[("a", b""), ("b", b"")]);
+    let first = ListRequest { limit: NonZeroU32::new(1), ..request(".") };
+    for cursor in [tree.list(&first).unwrap().next, Some("nonsense!".into())] {
+        let mut listed = Vec::new();
+        let mut give = |entry: lapwing_engine::Entry| {
+            listed.push(entry.path);
+            true
+        };
+        let request = ListRequest { cursor, ..request(".") };
+        tree.workspace.list_each(&request, &mut give, &|| false).unwrap();
+        assert_eq!(listed, ["a", "b"]);
+    }
+}

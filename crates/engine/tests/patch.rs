@@ -248,3 +248,23 @@ fn patch_on_a_read_only_workspace_is_refused() {
     let error = tree.workspace.apply_patch(&request, &|| false).unwrap_err();
     assert!(error.to_string().contains("read-only"), "{error}");
 }
+
+#[test]
+fn patch_that_fails_leaves_no_directory_that_it_made() {
+    let tree = Tree::of(&[("f", b"1\n"), ("there/", b"")]);
+    let workspace = tree.workspace.clone().writable();
+    let before = common::names_below(tree.path());
+    let make = |path: &str| format!("--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+1\n");
+    let long = "n".repeat(300);
+    let patch = make("there/fresh/deep/g") + &make("other/g") + &make(&format!("x/y/{long}"));
+    let request = PatchRequest { patch, strip: None, dry_run: false };
+    workspace.apply_patch(&request, &|| false).unwrap_err();
+    assert_eq!(common::names_below(tree.path()), before);
+
+    let request = lapwing_engine::WriteRequest {
+        create_directories: true,
+        ..lapwing_engine::WriteRequest::path(format!("a/b/{long}"))
+    };
+    workspace.write(&request, b"1").unwrap_err();
+    assert_eq!(common::names_below(tree.path()), before);
+}

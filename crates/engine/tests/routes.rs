@@ -147,7 +147,7 @@ async fn descriptions_say_the_limits_and_name_no_constant() {
     assert_eq!(constants, Vec::<&str>::new());
     assert!(!all.contains("::"), "{all}");
     for limit in [
-        format!("{MATCHES_DEFAULT} by default, {MATCHES_MAX} at most"),
+        format!("{MATCHES_DEFAULT} by default; more than {MATCHES_MAX} count as {MATCHES_MAX}"),
         format!("more than {DEPTH_MAX} directories deep"),
         format!("longer than {} MiB", LINE_BYTES_MAX >> 20),
         format!("at most {TEXT_BYTES_MAX} bytes"),
@@ -156,6 +156,30 @@ async fn descriptions_say_the_limits_and_name_no_constant() {
         // As a doc comment its words may be on two lines.
         assert!(all.replace("\\n", " ").contains(&limit), "no {limit:?} in {all}");
     }
+}
+
+#[tokio::test]
+async fn descriptions_allow_what_can_come_and_no_more() {
+    let served = Served::of(&[("a", b"x")]).await;
+    let schema = async |kind| -> Value {
+        let details = served.client.describe_method(kind).await.unwrap();
+        serde_json::from_str(&details.reply_schema.unwrap()).unwrap()
+    };
+    let found = schema(FS_SEARCH.kind()).await;
+    for field in ["line_number", "column", "text_column"] {
+        assert_eq!(found["properties"][field]["minimum"], json!(1), "{field}: {found}");
+    }
+    let patched = schema(FS_APPLY_PATCH.0).await.to_string();
+    assert!(patched.contains("\"removed\"") && !patched.contains("rescan"), "{patched}");
+    for (method, request) in [
+        (FS_LIST_PAGE, json!({"cursor": null, "limit": null})),
+        (FS_READ, json!({"path": "a", "len_bytes": null})),
+        (FS_SEARCH_PAGE, json!({"pattern": "x", "cursor": null})),
+    ] {
+        served.call(method, &request).await.unwrap();
+    }
+    let refused = served.refusal(FS_READ, br#"{"path": "a", "offset_bytes": null}"#).await;
+    assert_eq!(refused.0, Code::InvalidArgument);
 }
 
 #[tokio::test]

@@ -294,3 +294,19 @@ fn search_requests_have_defaults_and_no_unknown_fields() {
     let error = serde_json::from_str::<SearchRequest>(text).unwrap_err();
     assert!(error.to_string().contains("`regex`"), "{error}");
 }
+
+#[test]
+fn search_as_a_stream_does_not_look_at_the_cursor() {
+    let tree = Tree::of(&[("a", b"x\nx\n")]);
+    let first = SearchRequest { max_matches: NonZeroU32::MIN, ..SearchRequest::pattern("x") };
+    for cursor in [tree.search(&first).unwrap().next, Some("nonsense!".into())] {
+        let mut lines = Vec::new();
+        let mut give = |found: lapwing_engine::Match| {
+            lines.push(found.line_number);
+            true
+        };
+        let request = SearchRequest { cursor, ..SearchRequest::pattern("x") };
+        tree.workspace.search_each(&request, &mut give, &|| false).unwrap();
+        assert_eq!(lines, [1, 2]);
+    }
+}

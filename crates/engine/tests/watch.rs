@@ -4,7 +4,9 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{Served, Tree, refusal};
@@ -31,7 +33,7 @@ impl Watching {
         Watching { served, changes }
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    fn path(&self, name: &str) -> PathBuf {
         self.served.tree.path().join(name)
     }
 
@@ -142,6 +144,127 @@ async fn directories_that_return_under_a_name_that_was_told_are_watched_as_what_
     assert_eq!(watching.so_far().await, ["removed d/y/z", "removed e/again"]);
 }
 
+/// The names that a reader knows of, by what it was told.
+#[derive(Debug, Default)]
+struct Known(BTreeSet<PathBuf>);
+
+impl Known {
+    /// Takes in what is told until it is the tree as it is. Nothing of the time before comes after that.
+    async fn catch_up(&mut self, watching: &mut Watching, mark: &str) {
+        fs::write(watching.path(mark), "").unwrap();
+        let tree = listed(watching);
+        let mut is_marked = false;
+        while !is_marked || self.0 != tree {
+            let next = tokio::time::timeout(PATIENCE, watching.changes.next()).await;
+            let Ok(next) = next else { panic!("known is {:#?}\nand there is {tree:#?}", self.0) };
+            let change = next.expect("the watch ended without a status").unwrap();
+            if change.change == ChangeKind::Rescan {
+                // What happened before the listing may be told behind it.
+                let quiet = Duration::from_millis(100);
+                while tokio::time::timeout(quiet, watching.changes.next()).await.is_ok() {}
+                self.0 = tree;
+                return;
+            }
+            self.take_in(change);
+            is_marked |= self.0.contains(Path::new(mark));
+        }
+    }
+
+    fn take_in(&mut self, change: Change) {
+        match (change.change, change.path) {
+            (ChangeKind::Created, Some(path)) => drop(self.0.insert(path.into())),
+            (ChangeKind::Removed, Some(path)) => drop(self.take(&path)),
+            (ChangeKind::Renamed, Some(path)) => {
+                let moved = self.take(&change.from.unwrap());
+                self.take(&path);
+                self.0.extend(moved.iter().map(|rest| Path::new(&path).join(rest)));
+                self.0.insert(path.into());
+            }
+            _ => {}
+        }
+    }
+
+    /// Forgets a name and all below it: how they go on behind it.
+    fn take(&mut self, path: &str) -> Vec<PathBuf> {
+        let all = std::mem::take(&mut self.0);
+        let (gone, left) = all.into_iter().partition(|known| known.starts_with(path));
+        self.0 = left;
+        let gone: BTreeSet<PathBuf> = gone;
+        let rest = |gone: &PathBuf| gone.strip_prefix(path).unwrap().to_owned();
+        gone.iter().map(rest).filter(|rest| !rest.as_os_str().is_empty()).collect()
+    }
+}
+
+fn listed(watching: &Watching) -> BTreeSet<PathBuf> {
+    common::names_below(watching.served.tree.path()).into_iter().collect()
+}
+
+#[tokio::test]
+async fn directory_that_is_renamed_as_soon_as_it_is_made_is_told_with_all_below_it() {
+    let _alone = ALONE.lock().await;
+    let mut watching = Watching::of(&[], &WatchRequest::default()).await;
+    let mut known = Known::default();
+    for round in 0..200 {
+        let path = |name: &str| watching.path(&format!("{name}-{round}"));
+        let [p, y, z] = ["p", "y", "z"].map(path);
+        fs::create_dir_all(p.join("q/r")).unwrap();
+        fs::write(p.join("q/r/f"), "").unwrap();
+        match round % 5 {
+            0 => {}
+            1 => fs::rename(p.join("q"), p.join("w")).unwrap(),
+            // To where it is told already, and into what is itself not told yet.
+            2 => {
+                fs::create_dir_all(y.join("a")).unwrap();
+                fs::rename(p.join("q"), y.join("a/q")).unwrap();
+            }
+            3 => {
+                fs::rename(&p, &y).unwrap();
+                fs::create_dir(&p).unwrap();
+                fs::rename(&y, p.join("q")).unwrap();
+            }
+            _ => {
+                fs::rename(&p, &y).unwrap();
+                fs::create_dir(&p).unwrap();
+                fs::remove_file(y.join("q/r/f")).unwrap();
+                fs::rename(y.join("q"), p.join("q")).unwrap();
+            }
+        }
+        fs::rename(&p, &z).unwrap();
+        fs::write(z.join("last"), "").unwrap();
+        if round % 3 > 0 {
+            known.catch_up(&mut watching, &format!("mark-{round}")).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn names_that_are_told_are_those_of_the_tree_whatever_is_moved_and_removed() {
+    let _alone = ALONE.lock().await;
+    let mut watching = Watching::of(&[], &WatchRequest::default()).await;
+    let mut known = Known::default();
+    let random = common::noise(100_000);
+    let mut random = random.iter().map(|byte| usize::from(*byte));
+    for round in 0..150 {
+        for _ in 0..20 {
+            let mut path = || {
+                let names = (0..=random.next().unwrap() % 3).map(|_| random.next().unwrap() % 4);
+                let names: Vec<String> = names.map(|name| name.to_string()).collect();
+                watching.path(&names.join("/"))
+            };
+            let (path, other) = (path(), path());
+            // Many of these fail, because something is there or is not.
+            let _ = match random.next().unwrap() % 8 {
+                0 | 1 => fs::create_dir_all(&path),
+                2 => fs::write(&path, "1"),
+                3 => fs::remove_file(&path),
+                4 => fs::remove_dir_all(&path),
+                _ => fs::rename(&path, &other),
+            };
+        }
+        known.catch_up(&mut watching, &format!("mark-{round}")).await;
+    }
+}
+
 #[tokio::test]
 async fn watch_tells_what_a_listing_would_show() {
     let _alone = ALONE.lock().await;
@@ -199,6 +322,8 @@ async fn writes_of_the_engine_are_told_as_one_change() {
     let workspace = watching.served.tree.workspace.clone().writable();
     workspace.write(&WriteRequest::path("f"), b"2").unwrap();
     assert_eq!(watching.so_far().await, ["created f"]);
+    workspace.write(&WriteRequest::path("g"), b"2").unwrap();
+    assert_eq!(watching.so_far().await, ["created g"]);
 }
 
 #[tokio::test]
@@ -219,7 +344,7 @@ async fn watch_of_what_is_removed_or_moved_ends_with_a_status() {
     }
     let mut watching = Watching::of(&[("f", b"")], &WatchRequest::default()).await;
     fs::remove_dir_all(watching.served.tree.path()).unwrap();
-    assert_ended(&mut watching, "\".\" was removed").await;
+    assert_ended(&mut watching, "the served directory was removed").await;
 }
 
 async fn assert_ended(watching: &mut Watching, part: &str) {
