@@ -414,10 +414,12 @@ fn call_of_a_duplex_whose_reader_or_user_goes_is_given_up() {
     let mut command = typed.command(&["call", "numbers.double"]);
     let mut child = command.stdin(Stdio::piped()).stdout(writer).spawn().unwrap();
     drop(command);
-    let mut stdin = child.stdin.take().unwrap();
+    let stdin = child.stdin.take();
+    // Also where it would have had nothing to read.
+    eventually("the call runs", || typed.doubling.load(Ordering::SeqCst) == 1);
     drop(reader);
-    say(&mut stdin, "4\n");
     finish(child).succeeds();
+    drop(stdin);
     eventually("the call is given up", || typed.doubling.load(Ordering::SeqCst) == 0);
 
     let mut command = typed.command(&["call", "numbers.double"]);

@@ -4,7 +4,7 @@ mod expected;
 mod print;
 mod request;
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use self::request::{Form, Items, Json, Source};
 use crate::args::Endpoint;
 use crate::exit::{CallFailed, InputError};
 use crate::method::{self, Answer, Found};
+use crate::output::while_read;
 
 /// Call one method and print its reply.
 #[derive(clap::Args, Debug)]
@@ -80,7 +81,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let source = Source::of(args.request.as_deref());
-    let client = IpcClient::connect(args.endpoint.path()?)?;
+    let client = Arc::new(IpcClient::connect(args.endpoint.path()?)?);
     let answer = method::find(&client, &args.method)?;
     if args.one_way {
         check_one_way(&args.method, &answer)?;
@@ -106,13 +107,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         options = options.timeout(Duration::from_millis(limit));
     }
     let call = Call {
-        name: &args.method,
+        name: args.method.clone(),
         options: options.json(says_json),
         kind: match found {
             Some(found) => found.method.kind,
             None => method::number(&args.method).unwrap_or_default(),
         },
-        client: &client,
+        client: Arc::clone(&client),
         gives_bytes: found.is_some_and(Found::gives_bytes),
     };
     let shape = if args.one_way {
@@ -152,18 +153,18 @@ fn check_one_way(name: &str, answer: &Answer) -> Result<(), InputError> {
 }
 
 /// A call that is to be made.
-struct Call<'a> {
-    client: &'a IpcClient,
+struct Call {
+    client: Arc<IpcClient>,
     kind: u16,
-    name: &'a str,
+    name: String,
     options: CallOptions,
     /// Whether replies are bytes.
     gives_bytes: bool,
 }
 
-impl Call<'_> {
+impl Call {
     fn failed(&self, source: CallError) -> CallFailed {
-        CallFailed { method: self.name.to_owned(), source }
+        CallFailed { method: self.name.clone(), source }
     }
 
     fn layout(&self, of_json: Layout) -> Layout {
@@ -182,10 +183,11 @@ impl Call<'_> {
         print(&reply.map_err(|error| self.failed(error))?, self.layout(Layout::Indented))
     }
 
-    fn server_stream(&self, request: &Vec<u8>) -> anyhow::Result<()> {
+    fn server_stream(self, request: &Vec<u8>) -> anyhow::Result<()> {
         let method = ServerStream::<Vec<u8>, Payload, Raw>::new(self.kind, "");
         let items = self.client.stream(method, request, &self.options);
-        self.print_each(items.map_err(|error| self.failed(error))?)
+        let items = items.map_err(|error| self.failed(error))?;
+        while_read(move || self.print_each(items))
     }
 
     fn client_stream(&self, mut items: Items) -> anyhow::Result<()> {
@@ -204,14 +206,14 @@ impl Call<'_> {
         print(&reply, self.layout(Layout::Indented))
     }
 
-    fn duplex(&self, items: Items) -> anyhow::Result<()> {
+    fn duplex(self, items: Items) -> anyhow::Result<()> {
         let method = Duplex::<Vec<u8>, Payload, Raw>::new(self.kind, "");
         let halves = self.client.duplex(method, &self.options);
         let (sender, replies) = halves.map_err(|error| self.failed(error))?;
         let (told, ended) = mpsc::channel();
         // It may wait for input when the stream of replies is over. Nobody waits for it then.
         thread::spawn(move || send_each(sender, items, &told));
-        let printed = self.print_each(replies);
+        let printed = while_read(move || self.print_each(replies));
         // Input that cannot be used ends the call: it, and not the call's end, is what went wrong.
         match ended.try_recv() {
             Ok(error) if !error.is::<CallError>() => Err(error),
