@@ -67,6 +67,15 @@ pub(crate) struct CallFailed {
     pub(crate) source: CallError,
 }
 
+/// The time that a call was given is over.
+#[derive(Debug, thiserror::Error)]
+#[error("{method} failed: the call's time was over before {missing}; give more with --timeout-ms")]
+pub(crate) struct Late {
+    pub(crate) method: String,
+    /// What had not happened, as the rest of a sentence.
+    pub(crate) missing: &'static str,
+}
+
 /// Input that cannot be used; the sentence says what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -116,6 +125,9 @@ fn classify(error: &anyhow::Error) -> Exit {
     }
     if let Some(error) = error.downcast_ref::<CallFailed>() {
         return of_call(&error.source);
+    }
+    if error.is::<Late>() {
+        return Exit::Late;
     }
     if error.is::<InputError>() {
         return Exit::Input;

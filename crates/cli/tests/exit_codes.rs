@@ -3,11 +3,14 @@
 mod common;
 
 use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
-use std::{io, thread};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use common::{Place, SLOW_PATTERN, command, finish, lapwing, run};
+use common::{Place, SLOW_PATTERN, Server, command, finish, lapwing, run, signal};
+use rustix::process::Signal;
 
 #[test]
 fn help_and_version_are_success_and_help_lists_the_codes() {
@@ -120,8 +123,37 @@ fn error_status_is_5_and_names_its_code() {
 fn time_that_is_over_is_9() {
     let place = Place::of(&[]);
     let _server = place.serve();
-    let late = place.lapwing(&["call", "fs.list.page", "--timeout-ms", "0"]);
-    late.fails(9, "fs.list.page failed: the call's time was over before its reply came");
+    let late = |args: &[&str]| place.lapwing(&[&["call"], args].concat());
+    late(&["fs.list.page", "--timeout-ms", "0"])
+        .fails(9, "fs.list.page failed: the call's time was over before ");
+    late(&["fs.watch", "--timeout-ms", "300"])
+        .fails(9, "time was over before its stream ended; give more with --timeout-ms");
+}
+
+#[test]
+fn time_that_is_over_while_the_server_stands_still_is_9() {
+    let place = Place::of(&[]);
+    let server = place.serve();
+    signal(&server.child, Signal::STOP);
+    let begun = Instant::now();
+    let late = place.lapwing(&["call", "fs.list.page", "--timeout-ms", "200"]);
+    late.fails(9, "time was over before the server answered the handshake; give more with");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn time_that_is_over_while_input_is_awaited_is_9() {
+    let place = Place::of(&[]);
+    let _server = Server::start(place.server_command().arg("--writable"));
+    let request = "request={\"path\": \"a\"}";
+    for (method, metadata) in [("fs.list.page", "a=b"), ("fs.write.stream", request)] {
+        let args = ["call", method, "-", "--metadata", metadata, "--timeout-ms", "300"];
+        let mut child = place.client(&args).stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"{}\n").unwrap();
+        finish(child).fails(9, "time was over before its input");
+    }
+    assert!(!place.root.path().join("a").exists(), "a part of a file was written");
 }
 
 #[test]

@@ -1,21 +1,24 @@
 //! `lapwing call`.
 
 mod expected;
+mod limit;
 mod print;
 mod request;
 
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use lapwing::blocking::{IpcClient, ItemSender};
 use lapwing::methods::{Method, Shape};
 use lapwing::{
-    CallError, CallOptions, ClientStream, Duplex, Metadata, OneWay, Payload, Raw, ServerStream,
-    Unary,
+    CallError, CallOptions, ClientStream, ConnectionState, Duplex, Metadata, OneWay, Payload, Raw,
+    ServerStream, Unary,
 };
 
 use self::expected::Expected;
+use self::limit::Limit;
 use self::print::{Layout, print};
 use self::request::{Form, Items, Json, Source};
 use crate::args::Endpoint;
@@ -67,7 +70,8 @@ pub(crate) struct Args {
     /// Send a pair beside the request, 8 KiB in all; may be given more than once.
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     metadata: Vec<(String, String)>,
-    /// Give the call so long, in milliseconds; then it is cancelled.
+    /// Give the call so long, in milliseconds, from connecting to the end of its reply; then it is
+    /// cancelled.
     #[arg(long, value_name = "MS")]
     timeout_ms: Option<u64>,
 }
@@ -81,8 +85,12 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let source = Source::of(args.request.as_deref());
-    let client = Arc::new(IpcClient::connect(args.endpoint.path()?)?);
-    let answer = method::find(&client, &args.method)?;
+    let limit = Limit::of(args);
+    let client = Arc::new(limit.connect(&args.endpoint.path()?)?);
+    let answer = {
+        let (client, wanted) = (Arc::clone(&client), args.method.clone());
+        limit.hold("the server said what it takes", move || method::find(&client, &wanted))?
+    };
     if args.one_way {
         check_one_way(&args.method, &answer)?;
     }
@@ -103,8 +111,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         metadata.push(key, value.as_bytes());
     }
     let mut options = CallOptions::default().metadata(metadata);
-    if let Some(limit) = args.timeout_ms {
-        options = options.timeout(Duration::from_millis(limit));
+    if let Some(deadline) = limit.deadline {
+        options = options.deadline(deadline);
     }
     let call = Call {
         name: args.method.clone(),
@@ -115,18 +123,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         },
         client: Arc::clone(&client),
         gives_bytes: found.is_some_and(Found::gives_bytes),
-    };
-    let shape = if args.one_way {
-        Shape::OneWay
-    } else {
-        found.map_or(Shape::Unary, |found| found.method.shape)
+        shape: match found {
+            _ if args.one_way => Shape::OneWay,
+            Some(found) => found.method.shape,
+            None => Shape::Unary,
+        },
+        limit: limit.clone(),
     };
     let bytes_max = client.agreement().request_bytes;
-    match shape {
+    // Standard input may be long in coming.
+    let whole = |source: Source, form| {
+        limit.hold("its input had come", move || Ok(source.whole(&form, bytes_max)?))
+    };
+    match call.shape {
         // Disconnecting would wait until the server has done what it says.
-        Shape::OneWay => return call.one_way(&source.whole(&form, bytes_max)?),
-        Shape::Unary => call.unary(&source.whole(&form, bytes_max)?),
-        Shape::ServerStream => call.server_stream(&source.whole(&form, bytes_max)?),
+        Shape::OneWay => return call.one_way(&whole(source, form)?),
+        Shape::Unary => call.unary(&whole(source, form)?),
+        Shape::ServerStream => call.server_stream(&whole(source, form)?),
         Shape::ClientStream => call.client_stream(source.items(form, bytes_max)?),
         Shape::Duplex => call.duplex(source.items(form, bytes_max)?),
     }?;
@@ -160,11 +173,26 @@ struct Call {
     options: CallOptions,
     /// Whether replies are bytes.
     gives_bytes: bool,
+    shape: Shape,
+    limit: Limit,
 }
 
+/// How often a call looks for the server's answer while it waits for input.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Items that are read before the ones ahead of them are sent.
+const READ_AHEAD: usize = 4;
+
 impl Call {
-    fn failed(&self, source: CallError) -> CallFailed {
-        CallFailed { method: self.name.clone(), source }
+    fn failed(&self, source: CallError) -> anyhow::Error {
+        if !matches!(source, CallError::DeadlineExceeded) {
+            return CallFailed { method: self.name.clone(), source }.into();
+        }
+        self.limit.over(match self.shape {
+            Shape::Unary | Shape::ClientStream => "its reply came",
+            Shape::ServerStream | Shape::Duplex => "its stream ended",
+            Shape::OneWay => "there was room for it",
+        })
     }
 
     fn layout(&self, of_json: Layout) -> Layout {
@@ -174,7 +202,7 @@ impl Call {
     fn one_way(&self, message: &Vec<u8>) -> anyhow::Result<()> {
         let method = OneWay::<Vec<u8>, Raw>::new(self.kind, "");
         let sent = self.client.send_with(method, message, &self.options);
-        Ok(sent.map_err(|error| self.failed(error))?)
+        sent.map_err(|error| self.failed(error))
     }
 
     fn unary(&self, request: &Vec<u8>) -> anyhow::Result<()> {
@@ -190,20 +218,38 @@ impl Call {
         while_read(move || self.print_each(items))
     }
 
-    fn client_stream(&self, mut items: Items) -> anyhow::Result<()> {
+    fn client_stream(&self, items: Items) -> anyhow::Result<()> {
         let method = ClientStream::<Vec<u8>, Payload, Raw>::new(self.kind, "");
+        let answers = self.client.stats().timed();
         let upload = self.client.upload(method, &self.options);
         let mut upload = upload.map_err(|error| self.failed(error))?;
-        while let Some(item) = items.next()? {
-            match upload.send(&item) {
-                Ok(()) => {}
-                // The server has answered already, and its reply says how.
-                Err(CallError::StreamEnded) => break,
-                Err(error) => return Err(self.failed(error).into()),
+        let read = read_each(items);
+        loop {
+            match read.recv_timeout(LOOK) {
+                Ok(item) => match upload.send(&item?) {
+                    Ok(()) => {}
+                    // The server has answered already, and its reply says how.
+                    Err(CallError::StreamEnded) => break,
+                    Err(error) => return Err(self.failed(error)),
+                },
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    // What is dropped unfinished is cancelled: a part of the input is not the whole.
+                    self.limit.check("its input ended")?;
+                    if self.has_ended(answers) {
+                        break;
+                    }
+                }
             }
         }
         let reply = upload.finish().map_err(|error| self.failed(error))?;
         print(&reply, self.layout(Layout::Indented))
+    }
+
+    /// Whether its answer is here, which none of the answers before it is, or will not come.
+    fn has_ended(&self, answers: u64) -> bool {
+        // The state first: a look at it takes in what has come.
+        self.client.state() != ConnectionState::Connected || self.client.stats().timed() > answers
     }
 
     fn duplex(self, items: Items) -> anyhow::Result<()> {
@@ -230,6 +276,21 @@ impl Call {
         }
         Ok(())
     }
+}
+
+/// Reads items in a thread of its own, which may wait for them when nobody waits for it any more. The channel ends
+/// with the items.
+fn read_each(mut items: Items) -> mpsc::Receiver<anyhow::Result<Vec<u8>>> {
+    let (told, read) = mpsc::sync_channel(READ_AHEAD);
+    thread::spawn(move || {
+        while let Some(item) = items.next().transpose() {
+            let is_last = item.is_err();
+            if told.send(item).is_err() || is_last {
+                break;
+            }
+        }
+    });
+    read
 }
 
 /// Sends items while they come. What keeps it from that is told before the call is given up for it.
