@@ -116,7 +116,6 @@ fn error_status_is_5_and_names_its_code() {
     read(r#"{"path": "missing"}"#).fails(5, "fs.read failed with NotFound: \"missing\" does not");
     read(r#"{"path": "../x"}"#).fails(5, "PermissionDenied");
     read(r#"{"paths": "x"}"#).fails(5, "unknown field `paths`");
-    place.lapwing(&["call", "0x0999"]).fails(5, "Unimplemented");
 }
 
 #[test]
@@ -170,6 +169,11 @@ fn input_that_cannot_be_used_is_7() {
          fs.search, fs.search.page, fs.watch, fs.write, fs.write.stream",
     );
     call(&["0x00FF"]).fails(7, "use 0x0100 to 0xFFFF");
+    call(&["0x0999"]).fails(7, "the server has no method 0x0999; `lapwing describe` lists those");
+    for large in ["0x10000", "70000"] {
+        call(&[large])
+            .fails(7, &format!("{large} is no method's number: a number is at most 0xFFFF"));
+    }
     call(&["fs.list.page", "--raw", "{"]).fails(5, "InvalidArgument");
     let large = place.sockets.path().join("large.json");
     std::fs::write(&large, format!("\"{}\"", "x".repeat(10 << 20))).unwrap();

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use lapwing::blocking::{IpcClient, ItemSender};
-use lapwing::methods::{Method, Shape};
+use lapwing::methods::Shape;
 use lapwing::{
     CallError, CallOptions, ClientStream, ConnectionState, Duplex, Metadata, OneWay, Payload, Raw,
     ServerStream, Unary,
@@ -119,7 +119,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         options: options.json(says_json),
         kind: match found {
             Some(found) => found.method.kind,
-            None => method::number(&args.method).unwrap_or_default(),
+            // Only of a number the server may say nothing.
+            None => method::number(&args.method).transpose()?.unwrap_or_default(),
         },
         client: Arc::clone(&client),
         gives_bytes: found.is_some_and(Found::gives_bytes),
@@ -149,20 +150,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Refuses a message that the server would drop: it says nothing of one that it has no use for.
 fn check_one_way(name: &str, answer: &Answer) -> Result<(), InputError> {
-    let why = match answer {
-        Answer::Unlisted => {
-            format!("the server has no method {name}; `lapwing describe` lists those that it has")
+    let shape = answer.found().map(|found| found.method.shape);
+    match shape {
+        None | Some(Shape::Unary | Shape::OneWay) => Ok(()),
+        Some(shape @ (Shape::ServerStream | Shape::ClientStream | Shape::Duplex)) => {
+            let shape = method::shape_name(shape);
+            Err(InputError(format!("{name} is a stream ({shape}); call it without --one-way")))
         }
-        Answer::Found(Found { method: Method { shape, .. }, .. }) => match shape {
-            Shape::Unary | Shape::OneWay => return Ok(()),
-            Shape::ServerStream | Shape::ClientStream | Shape::Duplex => {
-                let shape = method::shape_name(*shape);
-                format!("{name} is a stream ({shape}); call it without --one-way")
-            }
-        },
-        Answer::Untold => return Ok(()),
-    };
-    Err(InputError(why))
+    }
 }
 
 /// A call that is to be made.

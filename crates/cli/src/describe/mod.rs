@@ -49,8 +49,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let client = IpcClient::connect(args.endpoint.path()?)?;
     if let Some(wanted) = &args.method {
         let Answer::Found(found) = find(&client, wanted)? else {
-            let message =
-                format!("the server has no method {wanted}; `lapwing describe` lists them");
+            let message = format!("the server does not say what its method {wanted} is");
             return Err(InputError(message).into());
         };
         client.disconnect();
