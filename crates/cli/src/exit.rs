@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use anstream::AutoStream;
 use lapwing::{BindError, CallError, ConnectError, EndpointError, ServeError};
 
-use crate::output::StdoutError;
+use crate::output::{StdoutError, say};
 
 macro_rules! exits {
     ($($code:literal $name:ident $meaning:literal;)+) => {
@@ -86,8 +87,7 @@ pub(crate) fn report(ended: anyhow::Result<()>) -> Exit {
     let Err(error) = ended else { return Exit::Success };
     let exit = classify(&error);
     if exit != Exit::Success {
-        // Nobody may be reading; then the exit code has to say it.
-        let _ = writeln!(io::stderr(), "lapwing: {}", sentence(&error));
+        say(&sentence(&error));
     }
     exit
 }
@@ -95,15 +95,18 @@ pub(crate) fn report(ended: anyhow::Result<()>) -> Exit {
 /// Prints what clap says of a command line that was not taken: help, the version or a mistake.
 pub(crate) fn report_usage(error: &clap::Error) -> Exit {
     if !error.use_stderr() {
-        // A reader that went away is no failure.
-        let _ = error.print();
-        return Exit::Success;
+        let mut out = AutoStream::auto(io::stdout());
+        let written = write!(out, "{}", error.render().ansi()).and_then(|()| out.flush());
+        return report(written.map_err(|error| StdoutError(error).into()));
     }
-    let text = error.render().to_string();
-    let _ = match text.strip_prefix("error: ") {
-        Some(mistake) => write!(io::stderr(), "lapwing: {mistake}"),
-        None => error.print(),
-    };
+    let text = error.render();
+    match text.to_string().strip_prefix("error: ") {
+        Some(mistake) => say(mistake.trim_end_matches('\n')),
+        None => {
+            let text = text.ansi().to_string();
+            let _ = AutoStream::auto(io::stderr()).write_all(text.as_bytes());
+        }
+    }
     Exit::Usage
 }
 
@@ -114,14 +117,6 @@ fn classify(error: &anyhow::Error) -> Exit {
         } else {
             Exit::Failure
         };
-    }
-    // `bench` writes its report without a wrapper; an error of anything else has a context.
-    let bare = error.chain().nth(1).is_none();
-    if let Some(cause) = error.downcast_ref::<io::Error>()
-        && bare
-        && cause.kind() == io::ErrorKind::BrokenPipe
-    {
-        return Exit::Success;
     }
     if let Some(error) = error.downcast_ref::<CallFailed>() {
         return of_call(&error.source);
@@ -238,7 +233,7 @@ mod tests {
     fn broken_pipe_is_success_on_standard_output_alone() {
         let pipe = || io::Error::from(io::ErrorKind::BrokenPipe);
         assert_eq!(classify(&StdoutError(pipe()).into()), Exit::Success);
-        assert_eq!(classify(&pipe().into()), Exit::Success);
+        assert_eq!(classify(&pipe().into()), Exit::Failure);
         let elsewhere = Err::<(), _>(pipe()).context("the other process is gone").unwrap_err();
         assert_eq!(classify(&elsewhere), Exit::Failure);
         assert_eq!(classify(&ConnectError::Io(pipe()).into()), Exit::Failure);

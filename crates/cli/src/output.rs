@@ -45,6 +45,11 @@ pub(crate) fn raw(parts: &[&[u8]]) -> Result<(), StdoutError> {
     out.flush().map_err(StdoutError)
 }
 
+/// Writes a line to standard error in one piece: several processes may share it. Nobody may be reading it.
+pub(crate) fn say(line: &str) {
+    let _ = io::stderr().write_all(format!("lapwing: {line}\n").as_bytes());
+}
+
 /// Whether standard output is a terminal.
 pub(crate) fn is_terminal() -> bool {
     io::stdout().is_terminal()

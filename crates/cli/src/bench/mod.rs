@@ -333,5 +333,5 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let rounds =
         (1..=bench.options.rounds).map(|n| bench.round(n)).collect::<anyhow::Result<_>>()?;
-    Report::new(&bench.scenario, &bench.options, clock_ns, rounds).print()
+    Ok(Report::new(&bench.scenario, &bench.options, clock_ns, rounds).print()?)
 }
