@@ -286,7 +286,7 @@ impl Bench {
     }
 
     fn bare(&mut self, system: &'static str, bare: Bare, samples: u64) -> anyhow::Result<Part> {
-        let measured = client::bare(&mut self.peer.floor, bare, samples, self.clock_ns)?;
+        let measured = client::bare(self.peer.floor()?, bare, samples, self.clock_ns)?;
         let payload_bytes = match bare {
             Bare::Line => Some(8),
             Bare::Bell => None,
@@ -297,7 +297,7 @@ impl Bench {
 
     fn paced_line(&mut self) -> anyhow::Result<Part> {
         let Options { samples, every_ns, .. } = self.options;
-        let measured = client::paced(&mut self.peer.floor, samples, every_ns)?;
+        let measured = client::paced(self.peer.floor()?, samples, every_ns)?;
         let scenario = self.scenario.name();
         let about =
             About { scenario, payload_bytes: Some(8), in_flight: None, ..About::of("bare-line") };
