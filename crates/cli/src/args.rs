@@ -1,8 +1,10 @@
 //! The command line as a whole, and what several subcommands share.
 
+use std::env;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use lapwing::{EndpointError, Spin};
 
 use crate::{bench, call, completions, demo, describe, exit, ping, serve};
@@ -44,12 +46,30 @@ pub(crate) enum Command {
     Bench(bench::Args),
     /// Print the completions of a shell.
     Completions(completions::Args),
+}
+
+/// What this program starts itself as. It is no part of [`Cli`]: a hidden subcommand of it would still be completed.
+#[derive(Parser, Debug)]
+#[command(name = "lapwing")]
+pub(crate) enum Own {
     /// The other process of `demo`.
-    #[command(hide = true)]
     DemoEngine(demo::EngineArgs),
     /// The other process of `bench`.
-    #[command(hide = true)]
     BenchPeer(bench::PeerArgs),
+}
+
+impl Own {
+    /// Whether the command line is one of these, and what it comes to then.
+    pub(crate) fn parse_if_meant() -> Option<Result<Own, clap::Error>> {
+        let command = env::args_os().nth(1)?;
+        let is_meant = Own::has_subcommand(command.to_str()?);
+        is_meant.then(Own::try_parse)
+    }
+}
+
+/// A mistake on the command line that lies in several options together.
+pub(crate) fn misuse(message: &str) -> anyhow::Error {
+    Cli::command().error(ErrorKind::ArgumentConflict, message).into()
 }
 
 /// Where the server listens.

@@ -85,6 +85,9 @@ pub(crate) struct InputError(pub(crate) String);
 /// Says what went wrong, if anything did, and returns the exit code.
 pub(crate) fn report(ended: anyhow::Result<()>) -> Exit {
     let Err(error) = ended else { return Exit::Success };
+    if let Some(error) = error.downcast_ref() {
+        return report_usage(error);
+    }
     let exit = classify(&error);
     if exit != Exit::Success {
         say(&sentence(&error));
@@ -93,7 +96,7 @@ pub(crate) fn report(ended: anyhow::Result<()>) -> Exit {
 }
 
 /// Prints what clap says of a command line that was not taken: help, the version or a mistake.
-pub(crate) fn report_usage(error: &clap::Error) -> Exit {
+fn report_usage(error: &clap::Error) -> Exit {
     if !error.use_stderr() {
         let mut out = AutoStream::auto(io::stdout());
         let written = write!(out, "{}", error.render().ansi()).and_then(|()| out.flush());

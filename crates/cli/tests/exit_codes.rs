@@ -26,6 +26,7 @@ fn help_and_version_are_success_and_help_lists_the_codes() {
         }
     }
     assert!(!help.contains("demo-engine") && !help.contains("bench-peer"), "{help}");
+    assert_eq!(lapwing(&["help", "bench-peer"]).code, Some(2));
 }
 
 /// The words of a line that the next line could have begun with do not fit it, unless a paragraph ends there.
@@ -104,6 +105,13 @@ fn output_that_cannot_be_written_is_1() {
     for args in [&["describe"][..], &["call", "fs.list.page"], &["ping", "-c", "1"]] {
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let ended = run(place.client(args).stdout(Stdio::from(full)));
+        ended.fails(1, "could not write the output");
+    }
+    let bench =
+        ["bench", "rtt", "--samples", "1", "--rounds", "1", "--unpinned", "--spin", "never"];
+    for args in [&["--help"][..], &["--version"], &["ping", "-h"], &bench] {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let ended = run(command(args).stdout(Stdio::from(full)));
         ended.fails(1, "could not write the output");
     }
 }
@@ -267,6 +275,7 @@ fn completions_are_there_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = lapwing(&["completions", shell]).succeeds();
         assert!(script.contains("describe") && script.lines().count() > 20, "{shell}");
+        assert!(!script.contains("demo-engine") && !script.contains("bench-peer"), "{shell}");
     }
     assert_eq!(lapwing(&["completions", "cobol"]).code, Some(2));
 }

@@ -208,6 +208,10 @@ fn serve_changes_files_only_when_it_is_told_that_it_may() {
     );
     let no_pair = place.lapwing(&["call", "fs.write", &draft, "--metadata", "path"]);
     assert!(no_pair.code == Some(2) && no_pair.stderr.contains("give it as KEY=VALUE"));
+    // Of two requests one would be done, and the other not.
+    let two = ["--metadata", request, "--metadata", request];
+    let two = place.lapwing(&[&["call", "fs.write", &draft][..], &two].concat());
+    assert!(two.code == Some(2) && two.stderr.contains("'request' more than once"), "{two:?}");
 }
 
 #[test]

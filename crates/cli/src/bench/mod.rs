@@ -24,7 +24,9 @@ use clap::{Parser, Subcommand};
 use lapwing::floor::Bare;
 
 use self::client::{Answers, Load, Measured};
-use self::options::{Burst, Chunks, InPlace, Mixed, Options, Pipelined, Plain, Stalled};
+use self::options::{
+    Burst, Chunks, InPlace, Mixed, Options, Pipelined, Plain, Stalled, payload_bytes,
+};
 use self::peer::Peer;
 pub(crate) use self::peer::{PeerArgs, run_peer};
 use self::report::{About, Part, Report};
@@ -74,10 +76,14 @@ enum Scenario {
     #[command(mut_arg("samples", |arg| arg.default_value("1000")))]
     Echo(Plain),
     /// Long messages there and back in place: shared memory, both sides trusting each other.
-    #[command(mut_arg("payload", |arg| arg.default_value("1048576")))]
+    #[command(mut_arg("payload", |arg| {
+        arg.default_value("1048576").value_parser(payload_bytes::<{ in_place::NUMBER_BYTES }>)
+    }))]
     InPlace(InPlace),
     /// A stream of short items at a steady pace: from the server's `send` to the reader.
-    #[command(mut_arg("payload", |arg| arg.default_value("200")))]
+    #[command(mut_arg("payload", |arg| {
+        arg.default_value("200").value_parser(payload_bytes::<{ chunks::STAMPS_BYTES as u32 }>)
+    }))]
     #[command(mut_arg("samples", |arg| arg.default_value("20000")))]
     #[command(mut_arg("rounds", |arg| arg.default_value("15")))]
     Chunks(Chunks),
@@ -322,6 +328,7 @@ impl Bench {
 /// pinned processes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let options = args.scenario.options();
+    options.check()?;
     let peer = Peer::start(&options)?;
     if !options.unpinned {
         lapwing::floor::pin_to_core(0).context("could not stay on core 0; try --unpinned")?;

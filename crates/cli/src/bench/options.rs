@@ -5,12 +5,12 @@ use std::time::Duration;
 use clap::ValueEnum;
 use lapwing::{ClientOptions, CooperativePeers, FrameChecksum, Transport};
 
-use crate::args::SpinPolicy;
+use crate::args::{SpinPolicy, misuse};
 
 /// What every scenario takes.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Run {
-    /// Who waits by looking, and who by sleeping: both sides.
+    /// How both sides wait.
     #[arg(long, value_enum, default_value_t = SpinPolicy::Always)]
     spin: SpinPolicy,
     /// What guards frames.
@@ -49,8 +49,8 @@ pub(super) struct Wire {
 
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Length {
-    /// Payload of request and reply, in bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = payload_bytes)]
+    /// Bytes of each message: of a request and of its reply, or of an item.
+    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = payload_bytes::<1>)]
     payload: u32,
 }
 
@@ -163,10 +163,11 @@ impl From<ChecksumArg> for FrameChecksum {
     }
 }
 
-fn payload_bytes(text: &str) -> Result<u32, String> {
+/// Of at least `MIN` bytes: what a scenario writes into each message has to fit.
+pub(super) fn payload_bytes<const MIN: u32>(text: &str) -> Result<u32, String> {
     let max = ClientOptions::default().message_bytes;
-    let bytes = text.parse().ok().filter(|bytes| *bytes <= max);
-    bytes.ok_or_else(|| format!("give at most {max} bytes, the longest message by default"))
+    let bytes = text.parse().ok().filter(|bytes| (MIN..=max).contains(bytes));
+    bytes.ok_or_else(|| format!("give {MIN} to {max} bytes, the longest message by default"))
 }
 
 fn ring_bytes(text: &str) -> Result<u32, String> {
@@ -230,6 +231,16 @@ impl Options {
             unpinned: run.unpinned,
             json: run.json,
         }
+    }
+
+    /// Refuses what would not be heeded.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        if self.checksum == ChecksumArg::Off && self.transport == TransportArg::Socket {
+            let message = "frames over the socket always have a checksum: '--checksum off' needs \
+                           '--transport shm'";
+            return Err(misuse(message));
+        }
+        Ok(())
     }
 
     /// How the client connects.

@@ -21,7 +21,7 @@ use self::expected::Expected;
 use self::limit::Limit;
 use self::print::{Layout, print};
 use self::request::{Form, Items, Json, Source};
-use crate::args::Endpoint;
+use crate::args::{Endpoint, misuse};
 use crate::exit::{CallFailed, InputError};
 use crate::method::{self, Answer, Found};
 use crate::output::while_read;
@@ -76,6 +76,9 @@ pub(crate) struct Args {
     timeout_ms: Option<u64>,
 }
 
+/// The key under which methods of bytes take what they are to do with them.
+const REQUEST: &str = "request";
+
 fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
@@ -84,6 +87,11 @@ fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if args.metadata.iter().filter(|(key, _)| key == REQUEST).count() > 1 {
+        let message = "--metadata gives the key 'request' more than once, of which a method heeds the first \
+                       alone; give it once";
+        return Err(misuse(message));
+    }
     let source = Source::of(args.request.as_deref());
     let limit = Limit::of(args);
     let client = Arc::new(limit.connect(&args.endpoint.path()?)?);
