@@ -165,6 +165,7 @@ fn of_connect(error: &ConnectError) -> Exit {
         ConnectError::NotFound { .. }
         | ConnectError::Stale { .. }
         | ConnectError::NotASocket { .. }
+        | ConnectError::NotAStream { .. }
         | ConnectError::PathTooLong { .. } => Exit::NoServer,
         ConnectError::NotPermitted { .. } | ConnectError::Rejected { .. } => Exit::Refused,
         ConnectError::HandshakeTimeout { .. }
