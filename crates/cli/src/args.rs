@@ -91,6 +91,23 @@ impl Endpoint {
             None => lapwing::endpoint_path(&self.name),
         }
     }
+
+    /// The same for a client: where no directory for a socket can be, no server is.
+    pub(crate) fn path_of_server(&self) -> anyhow::Result<PathBuf> {
+        self.path().map_err(|error| match error {
+            EndpointError::Io { .. } => anyhow::Error::from(error).context("nothing listens there"),
+            error => error.into(),
+        })
+    }
+}
+
+/// Reads a whole number of at least `min`.
+pub(crate) fn from<T: TryFrom<u64>>(min: u64) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let number = text.parse().ok().filter(|number| *number >= min);
+        let number = number.and_then(|number| T::try_from(number).ok());
+        number.ok_or_else(|| format!("give a whole number from {min}"))
+    }
 }
 
 /// Who waits by looking, and who by sleeping.

@@ -95,6 +95,15 @@ fn wrong_command_line_is_2() {
         assert!(ended.stderr.contains("--help"), "{args:?}: {ended:?}");
         assert!(args.is_empty() || ended.stderr.starts_with("lapwing: "), "{args:?}: {ended:?}");
     }
+    for (args, advice) in [
+        (&["call", "a", "--timeout-ms", "x"][..], "give a whole number from 0"),
+        (&["bench", "rtt", "--samples", "0"], "give a whole number from 1"),
+        (&["bench", "rtt", "--rounds", "4294967296"], "give a whole number from 1"),
+    ] {
+        let ended = lapwing(args);
+        assert!(ended.code == Some(2) && ended.stderr.contains(advice), "{ended:?}");
+    }
+    lapwing(&["ping", "--name", "."]).fails(2, "and, not first, '.'");
     lapwing(&["ping", "--name", "../up"]).fails(2, "is no endpoint name");
 }
 
@@ -227,9 +236,12 @@ fn directory_that_cannot_be_served_is_said_without_a_word_of_workspaces() {
 fn request_that_is_not_json_is_advised_to_be_raw_only_where_that_can_help() {
     let place = Place::of(&[]);
     let _server = place.serve();
-    let wrong = place.lapwing(&["call", "fs.list.page", "{path: 1}"]);
-    wrong.fails(7, "the request is not JSON: key must be a string at line 1 column 2");
+    let wrong = place.lapwing(&["call", "fs.list.page", "{\"path\": 1"]);
+    wrong.fails(7, "the request is not JSON: EOF while parsing an object at line 1 column");
     assert!(wrong.stderr.ends_with("; mend it\n"), "{wrong:?}");
+    // As of {"path": 1} without quotes around it.
+    let unquoted = place.lapwing(&["call", "fs.list.page", "{path: 1}"]);
+    unquoted.fails(7, "key must be a string at line 1 column 2; a shell takes quotes away: put");
 }
 
 #[test]

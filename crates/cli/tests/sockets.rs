@@ -159,6 +159,7 @@ fn bad_runtime_directory_is_said_by_its_variable_to_clients_and_servers() {
         for args in clients {
             let ended = run_in(&bad, args);
             ended.fails(3, &format!("{}/lapwing (below XDG_RUNTIME_DIR)", bad.display()));
+            ended.fails(3, "lapwing: nothing listens there: the directory");
             ended.fails(3, "set XDG_RUNTIME_DIR to a directory of yours");
         }
         run_in(&bad, &["serve"]).fails(8, "(below XDG_RUNTIME_DIR)");

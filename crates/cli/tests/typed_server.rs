@@ -302,7 +302,8 @@ fn call_says_which_field_of_a_request_is_wrong() {
     );
     wrong("{\"parts\"")
         .fails(7, "the request is not JSON: EOF while parsing an object at line 1 column 8");
-    wrong("x").fails(7, "; mend it, or send bytes of the method's own codec with --raw");
+    wrong("\"x").fails(7, "; mend it, or send bytes of the method's own codec with --raw");
+    wrong("x").fails(7, "; a shell takes quotes away: put the request in single quotes, as in");
     wrong("")
         .fails(5, "missing field `parts` at line 1 column 2; it is empty, which stands for {}");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use lapwing::{ClientOptions, CooperativePeers, FrameChecksum, Transport};
 
-use crate::args::{SpinPolicy, misuse};
+use crate::args::{SpinPolicy, from, misuse};
 
 /// What every scenario takes.
 #[derive(clap::Args, Clone, Debug)]
@@ -17,10 +17,10 @@ pub(super) struct Run {
     #[arg(long, value_enum, default_value_t = ChecksumArg::Best)]
     checksum: ChecksumArg,
     /// Calls or messages in each round.
-    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 50_000, value_parser = from::<u64>(1))]
     samples: u64,
     /// Rounds; figures are medians over them.
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 7, value_parser = from::<u32>(1))]
     rounds: u32,
     /// Bytes of each side's ring.
     #[arg(long, value_name = "BYTES", default_value_t = 256 * 1024, value_parser = ring_bytes)]
@@ -72,7 +72,7 @@ pub(super) struct Pipelined {
     #[command(flatten)]
     plain: Plain,
     /// Calls in flight at once.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 64, value_parser = from::<u32>(1))]
     in_flight: u32,
 }
 
@@ -103,7 +103,7 @@ pub(super) struct Chunks {
     #[command(flatten)]
     plain: Plain,
     /// Nanoseconds from one item to the next.
-    #[arg(long, default_value_t = 5_000)]
+    #[arg(long, default_value_t = 5_000, value_parser = from::<u64>(0))]
     every_ns: u64,
 }
 
@@ -128,7 +128,7 @@ pub(super) struct Burst {
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=250))]
     in_flight: u32,
     /// How long bulk memory is unused before it is given back, in milliseconds.
-    #[arg(long, default_value_t = 2_000)]
+    #[arg(long, default_value_t = 2_000, value_parser = from::<u64>(0))]
     idle_ms: u64,
 }
 

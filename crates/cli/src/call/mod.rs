@@ -21,7 +21,7 @@ use self::expected::Expected;
 use self::limit::Limit;
 use self::print::{Layout, print};
 use self::request::{Form, Items, Json, Source};
-use crate::args::{Endpoint, misuse};
+use crate::args::{Endpoint, from, misuse};
 use crate::exit::{CallFailed, InputError};
 use crate::method::{self, Answer, Found};
 use crate::output::while_read;
@@ -72,7 +72,7 @@ pub(crate) struct Args {
     metadata: Vec<(String, String)>,
     /// Give the call so long, in milliseconds, from connecting to the end of its reply; then it is
     /// cancelled.
-    #[arg(long, value_name = "MS")]
+    #[arg(long, value_name = "MS", value_parser = from::<u64>(0))]
     timeout_ms: Option<u64>,
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let source = Source::of(args.request.as_deref());
     let limit = Limit::of(args);
-    let client = Arc::new(limit.connect(&args.endpoint.path()?)?);
+    let client = Arc::new(limit.connect(&args.endpoint.path_of_server()?)?);
     let answer = {
         let (client, wanted) = (Arc::clone(&client), args.method.clone());
         limit.hold("the server said what it takes", move || method::find(&client, &wanted))?
