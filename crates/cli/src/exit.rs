@@ -31,7 +31,7 @@ exits! {
     6 Lost "the connection was lost, or the other side broke the protocol";
     7 Input "the input cannot be used: JSON, a file, a method, a directory";
     8 CannotListen "the socket cannot be made: in use, in the way, bad path, permissions";
-    9 Late "the call's time was over before its reply came";
+    9 Late "the call's time was over before it had ended";
 }
 
 /// The end of `lapwing --help`.
@@ -47,8 +47,8 @@ pub(crate) fn long_help() -> String {
 
 SOCKETS:
   Without --socket and --name a server and its clients meet at lapwing.sock in \
-$XDG_RUNTIME_DIR/lapwing, else /run/user/UID/lapwing, else lapwing-UID in the folder for temporary \
-files. Only you can connect.
+$XDG_RUNTIME_DIR/lapwing where that variable is an absolute path, else in /run/user/UID/lapwing, \
+else in lapwing-UID in the folder for temporary files. Only you can connect.
 
 EXIT CODES:
 ",

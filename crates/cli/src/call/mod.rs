@@ -44,7 +44,7 @@ Requests and replies are JSON here, whatever the method's codec; `lapwing descri
 what it takes. Only what it says to be bytes has no JSON: it is sent and printed as it is.
 
 A method that takes a stream is sent each line of its input as an item, while they come and at the \
-server's pace; the end of the input ends that stream. Items that are not JSON are sent with their \
+server's pace; the end of the input ends that stream. Of items in JSON blank lines are none. Items that are not JSON are sent with their \
 line ends, so that nothing of the input is lost. One that answers with a stream prints each item on \
 a line as it comes, items of bytes as they are.
 
@@ -61,7 +61,7 @@ pub(crate) struct Args {
     request: Option<String>,
     #[command(flatten)]
     endpoint: Endpoint,
-    /// Send the request and wait for no reply.
+    /// Send the request and wait for no reply. The exit code is 0 then, though the call may fail.
     #[arg(long)]
     one_way: bool,
     /// Send the request as it is, JSON or not, in the method's own codec.
