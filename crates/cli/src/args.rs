@@ -1,8 +1,10 @@
 //! The command line as a whole, and what several subcommands share.
 
+use std::env;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use lapwing::{EndpointError, Spin};
 
 use crate::{bench, call, completions, demo, describe, exit, ping, serve};
@@ -44,12 +46,30 @@ pub(crate) enum Command {
     Bench(bench::Args),
     /// Print the completions of a shell.
     Completions(completions::Args),
+}
+
+/// What this program starts itself as. It is no part of [`Cli`]: a hidden subcommand of it would still be completed.
+#[derive(Parser, Debug)]
+#[command(name = "lapwing")]
+pub(crate) enum Own {
     /// The other process of `demo`.
-    #[command(hide = true)]
     DemoEngine(demo::EngineArgs),
     /// The other process of `bench`.
-    #[command(hide = true)]
     BenchPeer(bench::PeerArgs),
+}
+
+impl Own {
+    /// Whether the command line is one of these, and what it comes to then.
+    pub(crate) fn parse_if_meant() -> Option<Result<Own, clap::Error>> {
+        let command = env::args_os().nth(1)?;
+        let is_meant = Own::has_subcommand(command.to_str()?);
+        is_meant.then(Own::try_parse)
+    }
+}
+
+/// A mistake on the command line that lies in several options together.
+pub(crate) fn misuse(message: &str) -> anyhow::Error {
+    Cli::command().error(ErrorKind::ArgumentConflict, message).into()
 }
 
 /// Where the server listens.
@@ -70,6 +90,23 @@ impl Endpoint {
             Some(path) => Ok(path.clone()),
             None => lapwing::endpoint_path(&self.name),
         }
+    }
+
+    /// The same for a client: where no directory for a socket can be, no server is.
+    pub(crate) fn path_of_server(&self) -> anyhow::Result<PathBuf> {
+        self.path().map_err(|error| match error {
+            EndpointError::Io { .. } => anyhow::Error::from(error).context("nothing listens there"),
+            error => error.into(),
+        })
+    }
+}
+
+/// Reads a whole number of at least `min`.
+pub(crate) fn from<T: TryFrom<u64>>(min: u64) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let number = text.parse().ok().filter(|number| *number >= min);
+        let number = number.and_then(|number| T::try_from(number).ok());
+        number.ok_or_else(|| format!("give a whole number from {min}"))
     }
 }
 

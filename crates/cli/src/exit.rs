@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use anstream::AutoStream;
 use lapwing::{BindError, CallError, ConnectError, EndpointError, ServeError};
 
-use crate::output::StdoutError;
+use crate::output::{StdoutError, say};
 
 macro_rules! exits {
     ($($code:literal $name:ident $meaning:literal;)+) => {
@@ -30,7 +31,7 @@ exits! {
     6 Lost "the connection was lost, or the other side broke the protocol";
     7 Input "the input cannot be used: JSON, a file, a method, a directory";
     8 CannotListen "the socket cannot be made: in use, in the way, bad path, permissions";
-    9 Late "the call's time was over before its reply came";
+    9 Late "the call's time was over before it had ended";
 }
 
 /// The end of `lapwing --help`.
@@ -46,8 +47,8 @@ pub(crate) fn long_help() -> String {
 
 SOCKETS:
   Without --socket and --name a server and its clients meet at lapwing.sock in \
-$XDG_RUNTIME_DIR/lapwing, else /run/user/UID/lapwing, else lapwing-UID in the folder for temporary \
-files. Only you can connect.
+$XDG_RUNTIME_DIR/lapwing where that variable is an absolute path, else in /run/user/UID/lapwing, \
+else in lapwing-UID in the folder for temporary files. Only you can connect.
 
 EXIT CODES:
 ",
@@ -67,6 +68,15 @@ pub(crate) struct CallFailed {
     pub(crate) source: CallError,
 }
 
+/// The time that a call was given is over.
+#[derive(Debug, thiserror::Error)]
+#[error("{method} failed: the call's time was over before {missing}; give more with --timeout-ms")]
+pub(crate) struct Late {
+    pub(crate) method: String,
+    /// What had not happened, as the rest of a sentence.
+    pub(crate) missing: &'static str,
+}
+
 /// Input that cannot be used; the sentence says what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -75,26 +85,31 @@ pub(crate) struct InputError(pub(crate) String);
 /// Says what went wrong, if anything did, and returns the exit code.
 pub(crate) fn report(ended: anyhow::Result<()>) -> Exit {
     let Err(error) = ended else { return Exit::Success };
+    if let Some(error) = error.downcast_ref() {
+        return report_usage(error);
+    }
     let exit = classify(&error);
     if exit != Exit::Success {
-        // Nobody may be reading; then the exit code has to say it.
-        let _ = writeln!(io::stderr(), "lapwing: {}", sentence(&error));
+        say(&sentence(&error));
     }
     exit
 }
 
 /// Prints what clap says of a command line that was not taken: help, the version or a mistake.
-pub(crate) fn report_usage(error: &clap::Error) -> Exit {
+fn report_usage(error: &clap::Error) -> Exit {
     if !error.use_stderr() {
-        // A reader that went away is no failure.
-        let _ = error.print();
-        return Exit::Success;
+        let mut out = AutoStream::auto(io::stdout());
+        let written = write!(out, "{}", error.render().ansi()).and_then(|()| out.flush());
+        return report(written.map_err(|error| StdoutError(error).into()));
     }
-    let text = error.render().to_string();
-    let _ = match text.strip_prefix("error: ") {
-        Some(mistake) => write!(io::stderr(), "lapwing: {mistake}"),
-        None => error.print(),
-    };
+    let text = error.render();
+    match text.to_string().strip_prefix("error: ") {
+        Some(mistake) => say(mistake.trim_end_matches('\n')),
+        None => {
+            let text = text.ansi().to_string();
+            let _ = AutoStream::auto(io::stderr()).write_all(text.as_bytes());
+        }
+    }
     Exit::Usage
 }
 
@@ -106,16 +121,11 @@ fn classify(error: &anyhow::Error) -> Exit {
             Exit::Failure
         };
     }
-    // `bench` writes its report without a wrapper; an error of anything else has a context.
-    let bare = error.chain().nth(1).is_none();
-    if let Some(cause) = error.downcast_ref::<io::Error>()
-        && bare
-        && cause.kind() == io::ErrorKind::BrokenPipe
-    {
-        return Exit::Success;
-    }
     if let Some(error) = error.downcast_ref::<CallFailed>() {
         return of_call(&error.source);
+    }
+    if error.is::<Late>() {
+        return Exit::Late;
     }
     if error.is::<InputError>() {
         return Exit::Input;
@@ -155,6 +165,7 @@ fn of_connect(error: &ConnectError) -> Exit {
         ConnectError::NotFound { .. }
         | ConnectError::Stale { .. }
         | ConnectError::NotASocket { .. }
+        | ConnectError::NotAStream { .. }
         | ConnectError::PathTooLong { .. } => Exit::NoServer,
         ConnectError::NotPermitted { .. } | ConnectError::Rejected { .. } => Exit::Refused,
         ConnectError::HandshakeTimeout { .. }
@@ -226,7 +237,7 @@ mod tests {
     fn broken_pipe_is_success_on_standard_output_alone() {
         let pipe = || io::Error::from(io::ErrorKind::BrokenPipe);
         assert_eq!(classify(&StdoutError(pipe()).into()), Exit::Success);
-        assert_eq!(classify(&pipe().into()), Exit::Success);
+        assert_eq!(classify(&pipe().into()), Exit::Failure);
         let elsewhere = Err::<(), _>(pipe()).context("the other process is gone").unwrap_err();
         assert_eq!(classify(&elsewhere), Exit::Failure);
         assert_eq!(classify(&ConnectError::Io(pipe()).into()), Exit::Failure);

@@ -22,14 +22,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, Own};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return exit::report_usage(&error).into(),
+    let ended = match Own::parse_if_meant() {
+        Some(own) => own.map_err(Into::into).and_then(run_own),
+        None => Cli::try_parse().map_err(Into::into).and_then(|cli| run(cli.command)),
     };
-    exit::report(run(cli.command)).into()
+    exit::report(ended).into()
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
@@ -41,7 +41,12 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Describe(args) => describe::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Completions(args) => completions::run(&args),
-        Command::DemoEngine(args) => demo::run_engine(&args),
-        Command::BenchPeer(args) => bench::run_peer(&args),
+    }
+}
+
+fn run_own(own: Own) -> anyhow::Result<()> {
+    match own {
+        Own::DemoEngine(args) => demo::run_engine(&args),
+        Own::BenchPeer(args) => bench::run_peer(&args),
     }
 }

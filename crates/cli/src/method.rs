@@ -60,8 +60,6 @@ fn is_of_bytes(schema: &str) -> bool {
 /// What a server says of a method that is asked for.
 pub(crate) enum Answer {
     Found(Found),
-    /// It lists its methods, and none of this number.
-    Unlisted,
     /// It does not list its methods, and may have one of this number.
     Untold,
 }
@@ -70,15 +68,17 @@ impl Answer {
     pub(crate) fn found(&self) -> Option<&Found> {
         match self {
             Answer::Found(found) => Some(found),
-            Answer::Unlisted | Answer::Untold => None,
+            Answer::Untold => None,
         }
     }
 }
 
 /// The method that is called so, by name or number.
 pub(crate) fn find(client: &IpcClient, wanted: &str) -> anyhow::Result<Answer> {
-    let Some(kind) = number(wanted) else {
-        return Ok(Answer::Found(detailed(client, by_name(client, wanted)?)?));
+    let kind = match number(wanted) {
+        Some(Ok(kind)) => kind,
+        Some(Err(error)) => return Err(error.into()),
+        None => return Ok(Answer::Found(detailed(client, by_name(client, wanted)?)?)),
     };
     if kind < 0x0100 {
         return Err(CallError::BadKind(kind).into());
@@ -90,7 +90,12 @@ pub(crate) fn find(client: &IpcClient, wanted: &str) -> anyhow::Result<Answer> {
     };
     match listed {
         Some(method) => Ok(Answer::Found(detailed(client, method)?)),
-        None => Ok(Answer::Unlisted),
+        None => {
+            let message = format!(
+                "the server has no method {wanted}; `lapwing describe` lists those that it has"
+            );
+            Err(InputError(message).into())
+        }
     }
 }
 
@@ -125,14 +130,18 @@ fn by_name(client: &IpcClient, name: &str) -> anyhow::Result<Method> {
 }
 
 /// The method as a number, if that is how it was given.
-pub(crate) fn number(method: &str) -> Option<u16> {
+pub(crate) fn number(method: &str) -> Option<Result<u16, InputError>> {
     let (digits, radix) = match method.strip_prefix("0x").or_else(|| method.strip_prefix("0X")) {
         Some(digits) => (digits, 16),
         None => (method, 10),
     };
     // A sign, which the parser would take, makes it a name.
-    let plain = digits.chars().all(|digit| digit.is_digit(radix));
-    u16::from_str_radix(digits, radix).ok().filter(|_| plain)
+    let plain = !digits.is_empty() && digits.chars().all(|digit| digit.is_digit(radix));
+    plain.then(|| {
+        u16::from_str_radix(digits, radix).map_err(|_| {
+            InputError(format!("{method} is no method's number: a number is at most 0xFFFF"))
+        })
+    })
 }
 
 /// A shape as it is printed.
@@ -152,10 +161,14 @@ mod tests {
 
     #[test]
     fn methods_are_numbers_in_hexadecimal_or_decimal_and_names_otherwise() {
-        assert_eq!(number("0x0310"), Some(0x310));
-        assert_eq!(number("0XFFFF"), Some(0xFFFF));
-        assert_eq!(number("784"), Some(784));
-        for name in ["fs.search", "0x", "0x10000", "65536", "-1", "", "+784", "0x+1f"] {
+        let number = |text| number(text).map(Result::ok);
+        assert_eq!(number("0x0310"), Some(Some(0x310)));
+        assert_eq!(number("0XFFFF"), Some(Some(0xFFFF)));
+        assert_eq!(number("784"), Some(Some(784)));
+        for too_large in ["0x10000", "65536", "99999999999999999999999"] {
+            assert_eq!(number(too_large), Some(None), "{too_large}");
+        }
+        for name in ["fs.search", "0x", "-1", "", "+784", "0x+1f"] {
             assert_eq!(number(name), None, "{name}");
         }
     }

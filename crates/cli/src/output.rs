@@ -2,9 +2,13 @@
 
 use std::fmt::{self, Write as _};
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+use std::{panic, thread};
 
 use anstream::AutoStream;
+use anyhow::Context;
 use clap::builder::styling::{AnsiColor, Style};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 /// Writing to standard output failed. A broken pipe is one of its kinds, and no failure.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +45,44 @@ pub(crate) fn raw(parts: &[&[u8]]) -> Result<(), StdoutError> {
     out.flush().map_err(StdoutError)
 }
 
+/// Writes a line to standard error in one piece: several processes may share it. Nobody may be reading it.
+pub(crate) fn say(line: &str) {
+    let _ = io::stderr().write_all(format!("lapwing: {line}\n").as_bytes());
+}
+
 /// Whether standard output is a terminal.
 pub(crate) fn is_terminal() -> bool {
     io::stdout().is_terminal()
+}
+
+/// Does work that may wait long between two writes, and leaves it where it is when the reader of standard output goes
+/// away: a write would tell that, but none may come.
+pub(crate) fn while_read(
+    work: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let (ended, working) = io::pipe().context("could not make a pipe")?;
+    let worker = thread::spawn(move || {
+        // Closed when the work is over, however it ends.
+        let _working = working;
+        work()
+    });
+    let stdout = io::stdout();
+    loop {
+        // That nobody reads is told without being asked for.
+        let mut watched =
+            [PollFd::new(&ended, PollFlags::IN), PollFd::new(&stdout, PollFlags::empty())];
+        match poll(&mut watched, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error).context("could not wait for the output's reader"),
+        }
+        if !watched[0].revents().is_empty() {
+            return worker.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked));
+        }
+        if !watched[1].revents().is_empty() {
+            return Err(StdoutError(io::ErrorKind::BrokenPipe.into()).into());
+        }
+    }
 }
 
 /// A style around a text.

@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use lapwing::{ClientOptions, IpcClient};
 use tokio::runtime;
 
-use crate::args::{Endpoint, SpinPolicy};
+use crate::args::{Endpoint, SpinPolicy, from};
 use crate::output::{DIM, NAME, Out, StdoutError, counted, duration, plain, styled};
 use crate::serve::Stops;
 
@@ -24,10 +24,10 @@ The first round trips after a pause include waking both sides up; with -i 0 they
 summary has the percentiles that there are enough round trips for: p90 from 100, p99 from 1000.")]
 pub(crate) struct Args {
     /// How many round trips; 0 for no end.
-    #[arg(short = 'c', long, value_name = "N", default_value_t = 5)]
+    #[arg(short = 'c', long, value_name = "N", default_value_t = 5, value_parser = from::<u64>(0))]
     count: u64,
     /// Time between two round trips, in milliseconds.
-    #[arg(short = 'i', long, value_name = "MS", default_value_t = 200)]
+    #[arg(short = 'i', long, value_name = "MS", default_value_t = 200, value_parser = from::<u64>(0))]
     interval_ms: u64,
     /// Print the summary alone.
     #[arg(short, long)]
@@ -43,7 +43,7 @@ pub(crate) struct Args {
 const LONGEST_NS: u64 = 60_000_000_000;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let path = args.endpoint.path()?;
+    let path = args.endpoint.path_of_server()?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("could not start the runtime")?.block_on(ping(args, &path))
 }

@@ -1,18 +1,23 @@
 //! `lapwing serve`.
 
+use std::fs;
 use std::future::pending;
-use std::io::{self, Write};
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use lapwing::{BindError, IpcServer};
 use lapwing_engine::{Workspace, WorkspaceError, add_routes};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use tokio::runtime::{self, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::args::{Endpoint, SpinPolicy};
 use crate::exit::InputError;
+use crate::output::say;
 
 /// Serve the files below a directory to an editor: list, read, search, watch, and change if you say so.
 #[derive(clap::Args, Debug)]
@@ -22,9 +27,9 @@ use crate::exit::InputError;
   lapwing serve --root ~/project --writable   clients may also change files
   lapwing serve --socket ~/.engine.sock --spin never
 
-SIGTERM and SIGINT (Ctrl-C) let running calls finish, for at most 10 s, and then remove the \
-socket; a second one ends the server at once. A socket that a killed server left behind is taken \
-over.")]
+SIGTERM, SIGINT (Ctrl-C) and SIGHUP (a closed terminal, but not under nohup) let running calls \
+finish, for at most 10 s, and then remove the socket; a second one ends the server at once. A \
+socket that a killed server left behind is taken over.")]
 pub(crate) struct Args {
     /// The directory to serve. Nothing outside it can be reached.
     #[arg(long, value_name = "DIR", default_value = ".")]
@@ -114,32 +119,55 @@ async fn serve(args: &Args, socket: &Path, workspace: Workspace) -> anyhow::Resu
     }
 }
 
-/// A line for whoever watches the server. Nobody may, any more.
-fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "lapwing: {line}");
-}
-
 /// The signals that ask a process to stop.
 pub(crate) struct Stops {
     terminate: Signal,
     interrupt: Signal,
+    /// `None` where it was ignored from the start, as under nohup: then it asks for nothing.
+    hang_up: Option<Signal>,
 }
 
 impl Stops {
+    /// Within a runtime.
     pub(crate) fn watch() -> io::Result<Stops> {
+        let hang_up = if ignores_hang_up() { None } else { Some(signal(SignalKind::hangup())?) };
         let terminate = signal(SignalKind::terminate())?;
-        Ok(Stops { terminate, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Stops { terminate, interrupt: signal(SignalKind::interrupt())?, hang_up })
     }
 
     /// Waits for the next one.
     pub(crate) async fn next(&mut self) {
+        let Stops { terminate, interrupt, hang_up } = self;
+        let hang_up = async {
+            match hang_up {
+                Some(hang_up) => hang_up.recv().await,
+                None => None,
+            }
+        };
         let came = tokio::select! {
-            came = self.terminate.recv() => came,
-            came = self.interrupt.recv() => came,
+            Some(()) = terminate.recv() => Some(()),
+            Some(()) = interrupt.recv() => Some(()),
+            Some(()) = hang_up => Some(()),
+            else => None,
         };
         if came.is_none() {
             // No signal can come any more.
             pending::<()>().await;
         }
     }
+}
+
+/// Waits until the process at the other end of this socket has closed it, or is gone. What that one sends wakes nobody here.
+pub(crate) fn until_hung_up(socket: &UnixStream) {
+    // That is told without being asked for.
+    while let Err(Errno::INTR) = poll(&mut [PollFd::new(socket, PollFlags::empty())], None) {}
+}
+
+/// Whether this process was started with SIGHUP ignored.
+fn ignores_hang_up() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // The first bit is that of signal 1.
+    mask.is_some_and(|mask| mask & 1 != 0)
 }

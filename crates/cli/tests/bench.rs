@@ -199,6 +199,13 @@ fn burst_tells_the_memory_before_at_the_peak_and_after() {
     }
 }
 
+#[test]
+fn shortest_messages_of_each_scenario_go() {
+    for args in ["rtt --payload 1", "in-place --payload 8", "chunks --payload 24"] {
+        rows(&format!("{args} --samples 50"));
+    }
+}
+
 /// Where each side looks all the time for what the other cannot write meanwhile.
 #[test]
 fn processes_that_share_a_core_come_to_their_end() {
@@ -216,8 +223,14 @@ fn option_of_another_scenario_is_refused() {
         ["mixed", "--payload", "64"],
         ["in-place", "--transport", "socket"],
         ["echo", "--rounds", "0"],
+        ["rtt", "--payload", "0"],
+        ["in-place", "--payload", "7"],
+        ["chunks", "--payload", "23"],
     ] {
         let ended = lapwing(&[&["bench"][..], &args].concat());
         assert_eq!(ended.code, Some(2), "{args:?}: {ended:?}");
     }
+    let ended = lapwing(&["bench", "rtt", "--checksum", "off", "--transport", "socket"]);
+    assert_eq!(ended.code, Some(2), "{ended:?}");
+    assert!(ended.stderr.starts_with("lapwing: frames over the socket always have"), "{ended:?}");
 }

@@ -3,11 +3,14 @@
 mod common;
 
 use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::os::unix::net::UnixListener;
 use std::process::Stdio;
-use std::{io, thread};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use common::{Place, SLOW_PATTERN, command, finish, lapwing, run};
+use common::{Place, SLOW_PATTERN, Server, command, finish, lapwing, run, signal};
+use rustix::process::Signal;
 
 #[test]
 fn help_and_version_are_success_and_help_lists_the_codes() {
@@ -23,6 +26,7 @@ fn help_and_version_are_success_and_help_lists_the_codes() {
         }
     }
     assert!(!help.contains("demo-engine") && !help.contains("bench-peer"), "{help}");
+    assert_eq!(lapwing(&["help", "bench-peer"]).code, Some(2));
 }
 
 /// The words of a line that the next line could have begun with do not fit it, unless a paragraph ends there.
@@ -91,6 +95,15 @@ fn wrong_command_line_is_2() {
         assert!(ended.stderr.contains("--help"), "{args:?}: {ended:?}");
         assert!(args.is_empty() || ended.stderr.starts_with("lapwing: "), "{args:?}: {ended:?}");
     }
+    for (args, advice) in [
+        (&["call", "a", "--timeout-ms", "x"][..], "give a whole number from 0"),
+        (&["bench", "rtt", "--samples", "0"], "give a whole number from 1"),
+        (&["bench", "rtt", "--rounds", "4294967296"], "give a whole number from 1"),
+    ] {
+        let ended = lapwing(args);
+        assert!(ended.code == Some(2) && ended.stderr.contains(advice), "{ended:?}");
+    }
+    lapwing(&["ping", "--name", "."]).fails(2, "and, not first, '.'");
     lapwing(&["ping", "--name", "../up"]).fails(2, "is no endpoint name");
 }
 
@@ -103,6 +116,13 @@ fn output_that_cannot_be_written_is_1() {
         let ended = run(place.client(args).stdout(Stdio::from(full)));
         ended.fails(1, "could not write the output");
     }
+    let bench =
+        ["bench", "rtt", "--samples", "1", "--rounds", "1", "--unpinned", "--spin", "never"];
+    for args in [&["--help"][..], &["--version"], &["ping", "-h"], &bench] {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let ended = run(command(args).stdout(Stdio::from(full)));
+        ended.fails(1, "could not write the output");
+    }
 }
 
 #[test]
@@ -113,15 +133,43 @@ fn error_status_is_5_and_names_its_code() {
     read(r#"{"path": "missing"}"#).fails(5, "fs.read failed with NotFound: \"missing\" does not");
     read(r#"{"path": "../x"}"#).fails(5, "PermissionDenied");
     read(r#"{"paths": "x"}"#).fails(5, "unknown field `paths`");
-    place.lapwing(&["call", "0x0999"]).fails(5, "Unimplemented");
 }
 
 #[test]
 fn time_that_is_over_is_9() {
     let place = Place::of(&[]);
     let _server = place.serve();
-    let late = place.lapwing(&["call", "fs.list.page", "--timeout-ms", "0"]);
-    late.fails(9, "fs.list.page failed: the call's time was over before its reply came");
+    let late = |args: &[&str]| place.lapwing(&[&["call"], args].concat());
+    late(&["fs.list.page", "--timeout-ms", "0"])
+        .fails(9, "fs.list.page failed: the call's time was over before ");
+    late(&["fs.watch", "--timeout-ms", "300"])
+        .fails(9, "time was over before its stream ended; give more with --timeout-ms");
+}
+
+#[test]
+fn time_that_is_over_while_the_server_stands_still_is_9() {
+    let place = Place::of(&[]);
+    let server = place.serve();
+    signal(&server.child, Signal::STOP);
+    let begun = Instant::now();
+    let late = place.lapwing(&["call", "fs.list.page", "--timeout-ms", "200"]);
+    late.fails(9, "time was over before the server answered the handshake; give more with");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn time_that_is_over_while_input_is_awaited_is_9() {
+    let place = Place::of(&[]);
+    let _server = Server::start(place.server_command().arg("--writable"));
+    let request = "request={\"path\": \"a\"}";
+    for (method, metadata) in [("fs.list.page", "a=b"), ("fs.write.stream", request)] {
+        let args = ["call", method, "-", "--metadata", metadata, "--timeout-ms", "300"];
+        let mut child = place.client(&args).stdin(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"{}\n").unwrap();
+        finish(child).fails(9, "time was over before its input");
+    }
+    assert!(!place.root.path().join("a").exists(), "a part of a file was written");
 }
 
 #[test]
@@ -138,6 +186,11 @@ fn input_that_cannot_be_used_is_7() {
          fs.search, fs.search.page, fs.watch, fs.write, fs.write.stream",
     );
     call(&["0x00FF"]).fails(7, "use 0x0100 to 0xFFFF");
+    call(&["0x0999"]).fails(7, "the server has no method 0x0999; `lapwing describe` lists those");
+    for large in ["0x10000", "70000"] {
+        call(&[large])
+            .fails(7, &format!("{large} is no method's number: a number is at most 0xFFFF"));
+    }
     call(&["fs.list.page", "--raw", "{"]).fails(5, "InvalidArgument");
     let large = place.sockets.path().join("large.json");
     std::fs::write(&large, format!("\"{}\"", "x".repeat(10 << 20))).unwrap();
@@ -183,9 +236,12 @@ fn directory_that_cannot_be_served_is_said_without_a_word_of_workspaces() {
 fn request_that_is_not_json_is_advised_to_be_raw_only_where_that_can_help() {
     let place = Place::of(&[]);
     let _server = place.serve();
-    let wrong = place.lapwing(&["call", "fs.list.page", "{path: 1}"]);
-    wrong.fails(7, "the request is not JSON: key must be a string at line 1 column 2");
+    let wrong = place.lapwing(&["call", "fs.list.page", "{\"path\": 1"]);
+    wrong.fails(7, "the request is not JSON: EOF while parsing an object at line 1 column");
     assert!(wrong.stderr.ends_with("; mend it\n"), "{wrong:?}");
+    // As of {"path": 1} without quotes around it.
+    let unquoted = place.lapwing(&["call", "fs.list.page", "{path: 1}"]);
+    unquoted.fails(7, "key must be a string at line 1 column 2; a shell takes quotes away: put");
 }
 
 #[test]
@@ -231,6 +287,7 @@ fn completions_are_there_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = lapwing(&["completions", shell]).succeeds();
         assert!(script.contains("describe") && script.lines().count() > 20, "{shell}");
+        assert!(!script.contains("demo-engine") && !script.contains("bench-peer"), "{shell}");
     }
     assert_eq!(lapwing(&["completions", "cobol"]).code, Some(2));
 }

@@ -62,6 +62,21 @@ fn call_of_a_stream_prints_an_item_a_line() {
 }
 
 #[test]
+fn call_of_a_stream_ends_when_its_reader_goes_though_nothing_comes() {
+    let place = Place::of(&[]);
+    let _server = place.serve();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = place.client(&["call", "fs.watch"]);
+    let child = command.stdout(writer).spawn().unwrap();
+    drop(command);
+    let mut first = String::new();
+    // The buffer and with it the reader go at the end of the statement.
+    BufReader::new(reader).read_line(&mut first).unwrap();
+    assert_eq!(first, "{\"change\":\"watching\"}\n");
+    finish(child).succeeds();
+}
+
+#[test]
 fn call_one_way_prints_nothing() {
     let place = Place::of(&[]);
     let _server = place.serve();
@@ -193,6 +208,10 @@ fn serve_changes_files_only_when_it_is_told_that_it_may() {
     );
     let no_pair = place.lapwing(&["call", "fs.write", &draft, "--metadata", "path"]);
     assert!(no_pair.code == Some(2) && no_pair.stderr.contains("give it as KEY=VALUE"));
+    // Of two requests one would be done, and the other not.
+    let two = ["--metadata", request, "--metadata", request];
+    let two = place.lapwing(&[&["call", "fs.write", &draft][..], &two].concat());
+    assert!(two.code == Some(2) && two.stderr.contains("'request' more than once"), "{two:?}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod common;
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use common::{Place, Server, is_root, lapwing, run, unprivileged};
@@ -21,7 +22,7 @@ fn missing_socket_is_said_by_every_client() {
     }
     lapwing(&["ping", "--socket", "/no/such/directory/s"]).fails(3, "/no/such/directory/s");
     let serve = &["serve", "--socket", "/no/such/directory/s"];
-    lapwing(serve).fails(8, "/no/such/directory is no directory that exists; make it");
+    lapwing(serve).fails(8, "there is no directory /no/such/directory; make it");
 }
 
 #[test]
@@ -36,13 +37,13 @@ fn file_in_the_way_is_left_alone() {
     let place = Place::of(&[]);
     fs::write(place.socket(), "mine").unwrap();
     place.lapwing(&["ping"]).fails(3, "is not a socket");
-    run(&mut place.server_command()).fails(8, "is not a socket; move it away");
+    run(&mut place.server_command()).fails(8, "is not a stream socket; move it away");
     assert_eq!(fs::read_to_string(place.socket()).unwrap(), "mine");
     assert!(!place.lock().exists());
 
     fs::remove_file(place.socket()).unwrap();
     symlink("elsewhere", place.socket()).unwrap();
-    run(&mut place.server_command()).fails(8, "is not a socket; move it away");
+    run(&mut place.server_command()).fails(8, "is not a stream socket; move it away");
 }
 
 #[test]
@@ -62,6 +63,27 @@ fn live_socket_is_not_taken() {
     let second = run(&mut place.server_command());
     second.fails(8, "another server is listening on");
     place.lapwing(&["ping", "-c", "1"]).succeeds();
+}
+
+#[test]
+fn live_server_whose_socket_was_removed_is_said_with_its_process() {
+    let place = Place::of(&[]);
+    let server = place.serve();
+    fs::remove_file(place.socket()).unwrap();
+    place.lapwing(&["ping"]).fails(3, "there is no such file");
+    let second = run(&mut place.server_command());
+    second.fails(8, "lives, but its socket");
+    let process = format!("(process {})", server.child.id());
+    // Of some file systems the system tells another number than programs see.
+    assert!(second.stderr.contains(&process) || !second.stderr.contains("(process"), "{second:?}");
+}
+
+#[test]
+fn datagram_socket_is_no_server_s() {
+    let place = Place::of(&[]);
+    let _other = UnixDatagram::bind(place.socket()).unwrap();
+    place.lapwing(&["ping"]).fails(3, "is not a stream socket; give the path of a server's socket");
+    run(&mut place.server_command()).fails(8, "is not a stream socket; move it away");
 }
 
 #[test]
@@ -137,6 +159,7 @@ fn bad_runtime_directory_is_said_by_its_variable_to_clients_and_servers() {
         for args in clients {
             let ended = run_in(&bad, args);
             ended.fails(3, &format!("{}/lapwing (below XDG_RUNTIME_DIR)", bad.display()));
+            ended.fails(3, "lapwing: nothing listens there: the directory");
             ended.fails(3, "set XDG_RUNTIME_DIR to a directory of yours");
         }
         run_in(&bad, &["serve"]).fails(8, "(below XDG_RUNTIME_DIR)");
@@ -148,7 +171,7 @@ fn bad_runtime_directory_is_said_by_its_variable_to_clients_and_servers() {
     for args in clients {
         run_in(folder, args).fails(4, "(below XDG_RUNTIME_DIR) must belong to you");
     }
-    run_in(folder, &["serve"]).fails(8, "with mode 0777; change it, set XDG_RUNTIME_DIR");
+    run_in(folder, &["serve"]).fails(8, "but its mode is 0777; `chmod 700 ");
     fs::remove_dir(&open).unwrap();
     fs::write(&open, "mine").unwrap();
     run_in(folder, &["ping"]).fails(4, "but it is a file or a link");

@@ -49,14 +49,21 @@ const GATHER: ClientStream<Part, String> = ClientStream::new(0x070B, "text.gathe
 /// A server in this process, for commands in theirs.
 struct Typed {
     noted: Arc<AtomicU64>,
-    /// Handlers of `numbers.double` that run.
-    doubling: Arc<AtomicU64>,
+    /// Handlers of `numbers.double` and `numbers.sum` that run.
+    running: Arc<AtomicU64>,
     sockets: TempDir,
     _server: IpcServer,
     _runtime: Runtime,
 }
 
 struct Running(Arc<AtomicU64>);
+
+impl Running {
+    fn one(counter: &Arc<AtomicU64>) -> Running {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Running(Arc::clone(counter))
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -93,12 +100,12 @@ impl Typed {
     fn serve() -> Typed {
         let runtime = Runtime::new().unwrap();
         let sockets = tempfile::tempdir().unwrap();
-        let (noted, doubling) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
-        let (notes, running) = (Arc::clone(&noted), Arc::clone(&doubling));
+        let (noted, running) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let notes = Arc::clone(&noted);
+        let (doubling, summing) = (Arc::clone(&running), Arc::clone(&running));
         let double =
             move |_: Call, mut numbers: Source<u64, Postcard>, mut out: Sink<u64, Postcard>| {
-                running.fetch_add(1, Ordering::SeqCst);
-                let running = Running(Arc::clone(&running));
+                let running = Running::one(&doubling);
                 async move {
                     let _running = running;
                     while let Some(number) = numbers.next().await? {
@@ -123,7 +130,13 @@ impl Typed {
             builder
                 .route(JOIN, join)
                 .route(SPLIT, split)
-                .route(SUM, sum)
+                .route(SUM, move |call: Call, numbers: Source<u64, Postcard>| {
+                    let running = Running::one(&summing);
+                    async move {
+                        let _running = running;
+                        sum(call, numbers).await
+                    }
+                })
                 .route(DOUBLE, double)
                 .route(NOTE, move |_: Call, note: Part| {
                     notes.fetch_add(note.at, Ordering::SeqCst);
@@ -152,7 +165,7 @@ impl Typed {
                 .serve()
                 .unwrap()
         });
-        Typed { noted, doubling, sockets, _server: server, _runtime: runtime }
+        Typed { noted, running, sockets, _server: server, _runtime: runtime }
     }
 
     fn command(&self, args: &[&str]) -> std::process::Command {
@@ -289,7 +302,8 @@ fn call_says_which_field_of_a_request_is_wrong() {
     );
     wrong("{\"parts\"")
         .fails(7, "the request is not JSON: EOF while parsing an object at line 1 column 8");
-    wrong("x").fails(7, "; mend it, or send bytes of the method's own codec with --raw");
+    wrong("\"x").fails(7, "; mend it, or send bytes of the method's own codec with --raw");
+    wrong("x").fails(7, "; a shell takes quotes away: put the request in single quotes, as in");
     wrong("")
         .fails(5, "missing field `parts` at line 1 column 2; it is empty, which stands for {}");
 }
@@ -346,6 +360,14 @@ fn call_of_a_client_stream_sends_a_line_an_item_from_every_source() {
     // A server that has enough answers before the end.
     assert_eq!(typed.fed(&["call", "numbers.first"], &many).succeeds(), "1\n");
 
+    // Also to who waits for more to send.
+    let mut child =
+        typed.command(&["call", "numbers.first"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    say(&mut stdin, "4\n");
+    assert_eq!(finish(child).succeeds(), "4\n");
+    drop(stdin);
+
     typed
         .fed(&call, "1\ntwo\n3\n")
         .fails(7, "line 2 of standard input is not JSON: expected ident at column 2");
@@ -393,7 +415,7 @@ fn call_of_a_duplex_ends_with_what_went_wrong_first() {
         7,
         "line 2 of standard input is not JSON: expected value at column 1; each line is one item",
     );
-    eventually("the call is given up", || typed.doubling.load(Ordering::SeqCst) == 0);
+    eventually("the call is given up", || typed.running.load(Ordering::SeqCst) == 0);
     typed.fed(&["call", "numbers.double"], "1\n\"x\"\n").fails(5, "InvalidArgument");
 
     // A server that ends the call is not waited for to read the rest of the input.
@@ -414,18 +436,32 @@ fn call_of_a_duplex_whose_reader_or_user_goes_is_given_up() {
     let mut command = typed.command(&["call", "numbers.double"]);
     let mut child = command.stdin(Stdio::piped()).stdout(writer).spawn().unwrap();
     drop(command);
-    let mut stdin = child.stdin.take().unwrap();
+    let stdin = child.stdin.take();
+    // Also where it would have had nothing to read.
+    eventually("the call runs", || typed.running.load(Ordering::SeqCst) == 1);
     drop(reader);
-    say(&mut stdin, "4\n");
     finish(child).succeeds();
-    eventually("the call is given up", || typed.doubling.load(Ordering::SeqCst) == 0);
+    drop(stdin);
+    eventually("the call is given up", || typed.running.load(Ordering::SeqCst) == 0);
 
     let mut command = typed.command(&["call", "numbers.double"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    eventually("the call runs", || typed.doubling.load(Ordering::SeqCst) == 1);
+    eventually("the call runs", || typed.running.load(Ordering::SeqCst) == 1);
     common::signal(&child, rustix::process::Signal::INT);
     assert_eq!(common::wait(&mut child), None, "killed by the signal");
-    eventually("the call is given up", || typed.doubling.load(Ordering::SeqCst) == 0);
+    eventually("the call is given up", || typed.running.load(Ordering::SeqCst) == 0);
+}
+
+#[test]
+fn call_of_a_client_stream_whose_server_goes_is_6_without_waiting_for_input() {
+    let typed = Typed::serve();
+    let mut command = typed.command(&["call", "numbers.sum"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let stdin = child.stdin.take();
+    eventually("the call runs", || typed.running.load(Ordering::SeqCst) == 1);
+    drop(typed);
+    finish(child).fails(6, "numbers.sum failed: the server is gone");
+    drop(stdin);
 }
 
 #[test]
@@ -434,7 +470,7 @@ fn call_of_a_duplex_whose_server_goes_is_6_without_waiting_for_input() {
     let mut command = typed.command(&["call", "numbers.double"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let stdin = child.stdin.take();
-    eventually("the call runs", || typed.doubling.load(Ordering::SeqCst) == 1);
+    eventually("the call runs", || typed.running.load(Ordering::SeqCst) == 1);
     drop(typed);
     finish(child).fails(6, "numbers.double failed: the server is gone");
     drop(stdin);

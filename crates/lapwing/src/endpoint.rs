@@ -6,7 +6,10 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
+
+use rustix::io::Errno;
 
 use crate::error::{BindError, ConnectError, EndpointError};
 use crate::platform::{self, SOCKET_PATH_BYTES};
@@ -137,21 +140,44 @@ fn lock_path(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// How often a lock that another process holds is looked at, and how long between: that one may be about to make its
+/// socket, or to end.
+const LOOKS: u32 = 50;
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
 fn take_lock(path: &Path) -> Result<File, BindError> {
     let lock_path = lock_path(path);
-    // A holder that ends removes the file: then the lock just taken is on a file without a name, and
-    // the next try makes a fresh one.
-    for _ in 0..100 {
+    for _ in 0..LOOKS {
         let file = platform::open_lock_file(&lock_path).map_err(|error| lock_error(path, error))?;
         if !platform::try_lock(&file).map_err(|error| bind_error(path, error))? {
-            return Err(BindError::InUse { path: path.to_owned() });
+            if fs::symlink_metadata(path).is_ok() {
+                return Err(BindError::InUse { path: path.to_owned() });
+            }
+            thread::sleep(LOOK_AGAIN);
+            continue;
         }
         let held = file.metadata().map_err(|error| bind_error(path, error))?;
+        // A holder that ends removes the file: then the lock just taken is on a file without a name, and
+        // the next try makes a fresh one.
         if fs::symlink_metadata(&lock_path).is_ok_and(|named| identity(&named) == identity(&held)) {
             return Ok(file);
         }
     }
-    Err(BindError::InUse { path: path.to_owned() })
+    let process = fs::metadata(&lock_path).ok().and_then(|lock| holder_of(&lock));
+    Err(BindError::SocketRemoved { path: path.to_owned(), lock: lock_path, process })
+}
+
+/// The process that holds this lock, where the system says it.
+fn holder_of(lock: &fs::Metadata) -> Option<u32> {
+    let (major, minor) = (rustix::fs::major(lock.dev()), rustix::fs::minor(lock.dev()));
+    let file = format!("{major:02x}:{minor:02x}:{}", lock.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    // "1: FLOCK  ADVISORY  WRITE 708 fd:01:1310 0 EOF"
+    locks.lines().find_map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, "WRITE", process, found, ..] = words[..] else { return None };
+        process.parse().ok().filter(|_| found == file)
+    })
 }
 
 /// With the lock held: removes a dead server's socket, refuses anything else that is there.
@@ -170,6 +196,10 @@ fn clear_stale(path: &Path) -> Result<(), BindError> {
         // Somebody listens there and is behind with accepting.
         Err(error) if error.kind() == ErrorKind::WouldBlock => {
             Err(BindError::InUse { path: path.to_owned() })
+        }
+        // A socket, but none that a server of ours has left.
+        Err(error) if error.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error()) => {
+            Err(BindError::FileInTheWay { path: path.to_owned() })
         }
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(|error| bind_error(path, error))
@@ -233,6 +263,9 @@ fn connect_error(path: &Path, source: io::Error) -> ConnectError {
     match source.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => ConnectError::NotFound { path: path_buf },
         ErrorKind::PermissionDenied => ConnectError::NotPermitted { path: path_buf },
+        _ if source.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error()) => {
+            ConnectError::NotAStream { path: path_buf }
+        }
         ErrorKind::ConnectionRefused if is_socket() => ConnectError::Stale { path: path_buf },
         ErrorKind::ConnectionRefused => {
             ConnectError::NotASocket { path: path_buf, found: what_is(path) }

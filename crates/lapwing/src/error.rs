@@ -6,24 +6,29 @@ use std::path::PathBuf;
 pub use lapwing_proto::{Code, PeerMisbehaved, Status, WireError};
 
 use crate::client::Until;
-use crate::platform::SOCKET_PATH_BYTES;
+use crate::platform::{SOCKET_PATH_BYTES, own_uid};
 
 /// Why an endpoint's path could not be worked out.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
     /// The name cannot be a file name.
-    #[error("'{0}' is no endpoint name: use letters, digits, '.', '_' and '-', or give a path")]
+    #[error(
+        "'{0}' is no endpoint name: use letters, digits, '_', '-' and, not first, '.', or give a path"
+    )]
     BadName(String),
     /// The directory for sockets is not private, or no directory.
     #[error(
         "{path}{} must belong to you and be a directory with mode 0700, but {}; {}",
         below(*variable),
-        if *is_directory {
-            format!("it belongs to uid {uid} with mode {mode:04o}")
-        } else {
-            "it is a file or a link".to_owned()
+        match *is_directory {
+            false => "it is a file or a link".to_owned(),
+            true if *uid == own_uid() => format!("its mode is {mode:04o}"),
+            true => format!("it belongs to uid {uid} with mode {mode:04o}"),
         },
-        elsewhere("change it", *variable)
+        match *is_directory && *uid == own_uid() {
+            true => elsewhere(&format!("`chmod 700 {}`", path.display()), *variable),
+            false => elsewhere("change it", *variable),
+        }
     )]
     NotPrivate {
         /// The directory.
@@ -85,14 +90,27 @@ pub enum BindError {
         /// The path.
         path: PathBuf,
     },
-    /// Something that is no socket stands there.
-    #[error("{path} exists and is not a socket; move it away or use another path")]
+    /// A live server holds the lock of this path, and its socket was removed.
+    #[error(
+        "the server {}that holds {lock} lives, but its socket {path} was removed; stop that server or use another path",
+        process.map(|process| format!("(process {process}) ")).unwrap_or_default()
+    )]
+    SocketRemoved {
+        /// The path.
+        path: PathBuf,
+        /// The lock.
+        lock: PathBuf,
+        /// The server's process, where the system says it.
+        process: Option<u32>,
+    },
+    /// Something that is no server's socket stands there.
+    #[error("{path} exists and is not a stream socket; move it away or use another path")]
     FileInTheWay {
         /// The path.
         path: PathBuf,
     },
     /// The directory is missing.
-    #[error("{path} is no directory that exists; make it or use another path")]
+    #[error("there is no directory {path}; make it or use another path")]
     NoDirectory {
         /// The directory.
         path: PathBuf,
@@ -149,6 +167,12 @@ pub enum ConnectError {
         /// What it is, with its article.
         found: &'static str,
     },
+    /// A socket that takes no connections.
+    #[error("{path} is not a stream socket; give the path of a server's socket")]
+    NotAStream {
+        /// The path.
+        path: PathBuf,
+    },
     /// The socket's modes keep this user out.
     #[error(
         "no permission to connect to {path}: its modes, or those of a directory on the way, keep you out; ask its owner or check the path"
@@ -167,7 +191,7 @@ pub enum ConnectError {
     },
     /// The server did not answer within the handshake's time.
     #[error(
-        "the server did not answer the handshake within {} s: it is busy or hangs; try again, or restart it",
+        "the server did not answer the handshake within {} s: it is busy, hangs or is no Lapwing server; try again, or restart it",
         limit.as_secs_f64()
     )]
     HandshakeTimeout {
@@ -175,10 +199,12 @@ pub enum ConnectError {
         limit: std::time::Duration,
     },
     /// The server hung up in the middle of the handshake.
-    #[error("the server closed the connection during the handshake; is it shutting down?")]
+    #[error(
+        "the server closed the connection during the handshake: it is shutting down, or is no Lapwing server; try again, or check the path"
+    )]
     Closed,
     /// The server broke the protocol.
-    #[error(transparent)]
+    #[error("what listens there is no Lapwing server, or a faulty one; check the path: {0}")]
     Misbehaved(#[from] PeerMisbehaved),
     /// A segment or doorbell could not be made, or the server's is not fit.
     #[error("shared memory could not be set up: {0}")]
@@ -262,8 +288,8 @@ pub enum CallError {
 
 fn disconnected(delivered: Delivered, reason: &EndReason) -> String {
     let executed = match delivered {
-        Delivered::Never => "the call was not sent",
-        Delivered::Maybe => "the server may have executed the call",
+        Delivered::Never => "the call was not sent and may be repeated",
+        Delivered::Maybe => "the server may have executed the call: look before you repeat it",
     };
     format!("{reason}; {executed}")
 }

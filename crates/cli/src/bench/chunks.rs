@@ -22,7 +22,7 @@ use super::options::Options;
 const CHUNKS: ServerStream<Vec<u8>, Payload, Raw> = ServerStream::new(0x0419, "bench.chunks");
 
 /// What an item begins with: its number, when it was due and when it was handed to `send`.
-const STAMPS_BYTES: usize = 24;
+pub(super) const STAMPS_BYTES: usize = 24;
 
 /// From the request to the first item, in nanoseconds: the reader waits then.
 const AHEAD_NS: u64 = 200_000;

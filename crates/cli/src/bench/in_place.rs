@@ -10,6 +10,9 @@ use super::client::{Async, Blocking, Measured, Timer};
 /// Answers with as many bytes in place, which carry the number of the request.
 const HAND_BACK: u16 = 0x0418;
 
+/// Bytes of the number that each message begins with.
+pub(super) const NUMBER_BYTES: u32 = 8;
+
 /// Both processes are this program.
 #[expect(unsafe_code)]
 pub(super) fn token() -> CooperativePeers {

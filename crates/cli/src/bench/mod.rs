@@ -24,7 +24,9 @@ use clap::{Parser, Subcommand};
 use lapwing::floor::Bare;
 
 use self::client::{Answers, Load, Measured};
-use self::options::{Burst, Chunks, InPlace, Mixed, Options, Pipelined, Plain, Stalled};
+use self::options::{
+    Burst, Chunks, InPlace, Mixed, Options, Pipelined, Plain, Stalled, payload_bytes,
+};
 use self::peer::Peer;
 pub(crate) use self::peer::{PeerArgs, run_peer};
 use self::report::{About, Part, Report};
@@ -74,10 +76,14 @@ enum Scenario {
     #[command(mut_arg("samples", |arg| arg.default_value("1000")))]
     Echo(Plain),
     /// Long messages there and back in place: shared memory, both sides trusting each other.
-    #[command(mut_arg("payload", |arg| arg.default_value("1048576")))]
+    #[command(mut_arg("payload", |arg| {
+        arg.default_value("1048576").value_parser(payload_bytes::<{ in_place::NUMBER_BYTES }>)
+    }))]
     InPlace(InPlace),
     /// A stream of short items at a steady pace: from the server's `send` to the reader.
-    #[command(mut_arg("payload", |arg| arg.default_value("200")))]
+    #[command(mut_arg("payload", |arg| {
+        arg.default_value("200").value_parser(payload_bytes::<{ chunks::STAMPS_BYTES as u32 }>)
+    }))]
     #[command(mut_arg("samples", |arg| arg.default_value("20000")))]
     #[command(mut_arg("rounds", |arg| arg.default_value("15")))]
     Chunks(Chunks),
@@ -286,7 +292,7 @@ impl Bench {
     }
 
     fn bare(&mut self, system: &'static str, bare: Bare, samples: u64) -> anyhow::Result<Part> {
-        let measured = client::bare(&mut self.peer.floor, bare, samples, self.clock_ns)?;
+        let measured = client::bare(self.peer.floor()?, bare, samples, self.clock_ns)?;
         let payload_bytes = match bare {
             Bare::Line => Some(8),
             Bare::Bell => None,
@@ -297,7 +303,7 @@ impl Bench {
 
     fn paced_line(&mut self) -> anyhow::Result<Part> {
         let Options { samples, every_ns, .. } = self.options;
-        let measured = client::paced(&mut self.peer.floor, samples, every_ns)?;
+        let measured = client::paced(self.peer.floor()?, samples, every_ns)?;
         let scenario = self.scenario.name();
         let about =
             About { scenario, payload_bytes: Some(8), in_flight: None, ..About::of("bare-line") };
@@ -322,6 +328,7 @@ impl Bench {
 /// pinned processes.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let options = args.scenario.options();
+    options.check()?;
     let peer = Peer::start(&options)?;
     if !options.unpinned {
         lapwing::floor::pin_to_core(0).context("could not stay on core 0; try --unpinned")?;
@@ -333,5 +340,5 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let rounds =
         (1..=bench.options.rounds).map(|n| bench.round(n)).collect::<anyhow::Result<_>>()?;
-    Report::new(&bench.scenario, &bench.options, clock_ns, rounds).print()
+    Ok(Report::new(&bench.scenario, &bench.options, clock_ns, rounds).print()?)
 }

@@ -5,22 +5,22 @@ use std::time::Duration;
 use clap::ValueEnum;
 use lapwing::{ClientOptions, CooperativePeers, FrameChecksum, Transport};
 
-use crate::args::SpinPolicy;
+use crate::args::{SpinPolicy, from, misuse};
 
 /// What every scenario takes.
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Run {
-    /// Who waits by looking, and who by sleeping: both sides.
+    /// How both sides wait.
     #[arg(long, value_enum, default_value_t = SpinPolicy::Always)]
     spin: SpinPolicy,
     /// What guards frames.
     #[arg(long, value_enum, default_value_t = ChecksumArg::Best)]
     checksum: ChecksumArg,
     /// Calls or messages in each round.
-    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 50_000, value_parser = from::<u64>(1))]
     samples: u64,
     /// Rounds; figures are medians over them.
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 7, value_parser = from::<u32>(1))]
     rounds: u32,
     /// Bytes of each side's ring.
     #[arg(long, value_name = "BYTES", default_value_t = 256 * 1024, value_parser = ring_bytes)]
@@ -49,8 +49,8 @@ pub(super) struct Wire {
 
 #[derive(clap::Args, Clone, Debug)]
 pub(super) struct Length {
-    /// Payload of request and reply, in bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = payload_bytes)]
+    /// Bytes of each message: of a request and of its reply, or of an item.
+    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = payload_bytes::<1>)]
     payload: u32,
 }
 
@@ -72,7 +72,7 @@ pub(super) struct Pipelined {
     #[command(flatten)]
     plain: Plain,
     /// Calls in flight at once.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 64, value_parser = from::<u32>(1))]
     in_flight: u32,
 }
 
@@ -103,7 +103,7 @@ pub(super) struct Chunks {
     #[command(flatten)]
     plain: Plain,
     /// Nanoseconds from one item to the next.
-    #[arg(long, default_value_t = 5_000)]
+    #[arg(long, default_value_t = 5_000, value_parser = from::<u64>(0))]
     every_ns: u64,
 }
 
@@ -128,7 +128,7 @@ pub(super) struct Burst {
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=250))]
     in_flight: u32,
     /// How long bulk memory is unused before it is given back, in milliseconds.
-    #[arg(long, default_value_t = 2_000)]
+    #[arg(long, default_value_t = 2_000, value_parser = from::<u64>(0))]
     idle_ms: u64,
 }
 
@@ -163,10 +163,11 @@ impl From<ChecksumArg> for FrameChecksum {
     }
 }
 
-fn payload_bytes(text: &str) -> Result<u32, String> {
+/// Of at least `MIN` bytes: what a scenario writes into each message has to fit.
+pub(super) fn payload_bytes<const MIN: u32>(text: &str) -> Result<u32, String> {
     let max = ClientOptions::default().message_bytes;
-    let bytes = text.parse().ok().filter(|bytes| *bytes <= max);
-    bytes.ok_or_else(|| format!("give at most {max} bytes, the longest message by default"))
+    let bytes = text.parse().ok().filter(|bytes| (MIN..=max).contains(bytes));
+    bytes.ok_or_else(|| format!("give {MIN} to {max} bytes, the longest message by default"))
 }
 
 fn ring_bytes(text: &str) -> Result<u32, String> {
@@ -230,6 +231,16 @@ impl Options {
             unpinned: run.unpinned,
             json: run.json,
         }
+    }
+
+    /// Refuses what would not be heeded.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        if self.checksum == ChecksumArg::Off && self.transport == TransportArg::Socket {
+            let message = "frames over the socket always have a checksum: '--checksum off' needs \
+                           '--transport shm'";
+            return Err(misuse(message));
+        }
+        Ok(())
     }
 
     /// How the client connects.

@@ -1,12 +1,14 @@
 //! The measured side: another process, with the floors on one thread and a server on another.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::io::{BufRead, BufReader, Write, stdin, stdout};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::process::{self, Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,7 @@ use super::client::{self, Memory};
 use super::options::{ChecksumArg, Options, name};
 use super::{chunks, in_place, mixed, stalled};
 use crate::args::SpinPolicy;
+use crate::serve::{Stops, until_hung_up};
 
 /// Answers with its request.
 pub(super) const ECHO: u16 = 0x0410;
@@ -100,9 +103,6 @@ async fn stream(_: Call, wanted: Vec<u8>, mut items: Sink<Payload, Raw>) -> Resu
 /// How the other process of a benchmark is started. Its standard input is a socket to the first one.
 #[derive(Parser, Clone, Debug)]
 pub(crate) struct PeerArgs {
-    /// Where to listen.
-    #[arg(long)]
-    socket: PathBuf,
     #[arg(long, value_enum)]
     spin: SpinPolicy,
     #[arg(long, value_enum)]
@@ -121,21 +121,23 @@ pub(crate) struct PeerArgs {
     core: Option<usize>,
 }
 
-/// The other process, as the measuring one holds it.
+/// How long the other process may take to end.
+const END_BOUND: Duration = Duration::from_secs(5);
+
+/// The other process, as the measuring one holds it. It has made the folder of its socket, and removes it when this one is
+/// gone, however it went.
 pub(super) struct Peer {
     child: Child,
-    pub(super) floor: Floor,
+    /// Gone when the other process is asked to end.
+    floor: Option<Floor>,
     pub(super) socket: PathBuf,
-    _folder: tempfile::TempDir,
 }
 
 impl Peer {
     pub(super) fn start(options: &Options) -> anyhow::Result<Peer> {
-        let folder = tempfile::tempdir().context("no folder for a socket")?;
-        let socket = folder.path().join("bench.sock");
         let (near, far) = UnixStream::pair()?;
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("bench-peer").arg("--socket").arg(&socket);
+        command.arg("bench-peer");
         command.args(["--spin", &name(&options.spin), "--checksum", &name(&options.checksum)]);
         command.args(["--ring", &options.ring.to_string()]);
         command.args(["--bulk-idle-ms", &options.bulk_idle_ms.to_string()]);
@@ -145,27 +147,24 @@ impl Peer {
         if !options.unpinned {
             command.args(["--core", "1"]);
         }
-        command.stdin(Stdio::from(OwnedFd::from(far)));
-        let child = command.spawn().context("could not start the other process")?;
-        let floor = Floor::offer(near)?;
-        let mut peer = Peer { child, floor, socket, _folder: folder };
-        peer.wait_for_socket()?;
+        command.stdin(Stdio::from(OwnedFd::from(far))).stdout(Stdio::piped());
+        let mut child = command.spawn().context("could not start the other process")?;
+        let said = child.stdout.take().context("the other process has an output")?;
+        // From here on a failure ends the other process: it is told by its standard input.
+        let mut peer = Peer { child, floor: None, socket: PathBuf::new() };
+        peer.floor = Some(Floor::offer(near).context("the other process is gone")?);
+        let mut socket = String::new();
+        BufReader::new(said).read_line(&mut socket).context("the other process is gone")?;
+        if socket.is_empty() {
+            bail!("the other process ended before it listened; it has said why");
+        }
+        peer.socket = PathBuf::from(socket.trim_end_matches('\n'));
         Ok(peer)
     }
 
-    fn wait_for_socket(&mut self) -> anyhow::Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !self.socket.exists() {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("the other process ended early: {status}");
-            }
-            if Instant::now() > deadline {
-                bail!("the other process did not listen within 10 s");
-            }
-            // Its socket appearing is all there is to wait for, once, before anything is measured.
-            thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
+    /// The floors between the two processes.
+    pub(super) fn floor(&mut self) -> anyhow::Result<&mut Floor> {
+        self.floor.as_mut().context("the other process is ending")
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -190,8 +189,18 @@ pub(super) fn memory_of(process: u32) -> Option<Memory> {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        drop(self.floor.take());
+        // Beside one that spins with real-time priority it may get no turn.
+        let deadline = Instant::now() + END_BOUND;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                let _ = self.socket.parent().map(fs::remove_dir_all);
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -201,41 +210,69 @@ impl Drop for Peer {
 ///
 /// When it cannot listen, or its standard input is not a benchmark's socket.
 pub(crate) fn run_peer(args: &PeerArgs) -> anyhow::Result<()> {
+    let first = UnixStream::from(stdin().as_fd().try_clone_to_owned()?);
+    let (watched, ends) = (first.try_clone()?, first.try_clone()?);
+    let floor = Floor::accept(first).context("this is bench's own command")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Before there is anything to leave behind: signals come to this process as to the first one.
+    let stops = runtime.block_on(async { Stops::watch() });
+    let stops = stops.context("could not watch for signals")?;
+    let folder = tempfile::tempdir().context("no folder for a socket")?;
+    let socket = folder.path().join("bench.sock");
+    let left = folder.path().to_owned();
+    // What is still being made cannot be removed.
+    let made = Arc::new(Mutex::new(()));
+    let (making, all_made) = (made.lock().expect("no holder panics"), Arc::clone(&made));
+    // On any core, and not the floor's thread: that may look at a cache line for ever when the first process is killed.
+    thread::spawn(move || {
+        until_hung_up(&watched);
+        let _all_made = all_made.lock();
+        let _ = fs::remove_dir_all(left);
+        process::exit(0)
+    });
     if let Some(core) = args.core {
         lapwing::floor::pin_to_core(core)
             .with_context(|| format!("could not stay on core {core}; try --unpinned"))?;
     }
-    let stdin = std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned()?;
-    let floor = Floor::accept(UnixStream::from(stdin)).context("this is bench's own command")?;
-    let served = args.clone();
+    let rival = mixed::Rival::bind(&socket)?;
+    let server = {
+        let _within = runtime.enter();
+        bind(args, &socket)?.serve()?
+    };
+    drop(making);
     // Threads spawned now stay on the same core.
-    thread::spawn(move || serve(&served));
-    let rival = mixed::Rival::bind(&args.socket)?;
     thread::spawn(move || rival.serve());
-    floor.serve()?;
-    Ok(())
+    thread::spawn(move || runtime.block_on(serve(server, stops, &ends)));
+    // However these end, the first process is gone, and with it this one.
+    if writeln!(stdout(), "{}", socket.display()).is_ok() {
+        let _ = floor.serve();
+    }
+    loop {
+        thread::park();
+    }
 }
 
-fn serve(args: &PeerArgs) -> anyhow::Result<()> {
+/// Serves until a signal comes, which is as if the first process had closed its end.
+async fn serve(_server: IpcServer, mut stops: Stops, ends: &UnixStream) {
+    stops.next().await;
+    let _ = ends.shutdown(Shutdown::Both);
+    std::future::pending::<()>().await;
+}
+
+fn bind(args: &PeerArgs, socket: &Path) -> anyhow::Result<Builder> {
     let limits = ServerLimits {
         ring_bytes: args.ring,
         bulk_idle: Duration::from_millis(args.bulk_idle_ms),
         ..ServerLimits::default()
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let builder = IpcServer::builder()
-            .limits(limits)
-            .spin(args.spin.into())
-            .checksum(args.checksum.into());
-        let mut builder = with_counts(with_echoes(builder)).route(STREAM, stream);
-        builder = stalled::with_stalled(chunks::with_chunks(mixed::with_mixed(builder)));
-        if args.in_place {
-            builder = in_place::with_in_place(builder);
-        }
-        let _server = builder.bind(&args.socket)?.serve()?;
-        std::future::pending().await
-    })
+    let builder =
+        IpcServer::builder().limits(limits).spin(args.spin.into()).checksum(args.checksum.into());
+    let mut builder = with_counts(with_echoes(builder)).route(STREAM, stream);
+    builder = stalled::with_stalled(chunks::with_chunks(mixed::with_mixed(builder)));
+    if args.in_place {
+        builder = in_place::with_in_place(builder);
+    }
+    Ok(builder.bind(socket)?)
 }
 
 fn with_echoes(builder: Builder) -> Builder {

@@ -9,6 +9,7 @@ use super::Scenario;
 use super::burst::Course;
 use super::client::Measured;
 use super::options::{Api, Options, name};
+use crate::output::{StdoutError, counted};
 
 /// What was measured: the same in every round.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -339,21 +340,25 @@ impl<'a> Report<'a> {
         }
     }
 
-    pub(super) fn print(&self) -> anyhow::Result<()> {
-        let rows: Vec<Row> = (0..self.parts().len()).map(|part| self.row(part)).collect();
+    pub(super) fn print(&self) -> Result<(), StdoutError> {
         let mut out = io::stdout().lock();
+        self.print_to(&mut out).and_then(|()| out.flush()).map_err(StdoutError)
+    }
+
+    fn print_to(&self, out: &mut impl Write) -> io::Result<()> {
+        let rows: Vec<Row> = (0..self.parts().len()).map(|part| self.row(part)).collect();
         if self.options.json {
             for row in &rows {
                 writeln!(out, "{}", serde_json::to_string(row)?)?;
             }
             return Ok(());
         }
-        self.print_heading(&mut out)?;
+        self.print_heading(out)?;
         for (row, part) in rows.iter().zip(self.parts()) {
-            print_row(&mut out, row, &part.about.label())?;
+            print_row(out, row, &part.about.label())?;
         }
         for row in rows.iter().filter(|row| row.system == "lapwing") {
-            print_notes(&mut out, row)?;
+            print_notes(out, row)?;
         }
         Ok(())
     }
@@ -373,12 +378,12 @@ impl<'a> Report<'a> {
         writeln!(
             out,
             "{} of {length} bytes: two processes {pinned}, {api}, {} transport, spin {}, checksum {}, \
-             {} rounds of {}",
+             {} of {}",
             self.scenario,
             name(&options.transport),
             name(&options.spin),
             checksum.unwrap_or("-"),
-            self.rounds.len(),
+            counted(self.rounds.len() as u64, "round", "rounds"),
             options.samples,
         )?;
         writeln!(

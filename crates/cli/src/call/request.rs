@@ -65,6 +65,11 @@ impl Source {
         }
     }
 
+    /// Whether a shell may have taken quotes away: in JSON names and strings have some.
+    fn lost_its_quotes(&self) -> bool {
+        matches!(self, Source::Text(text) if text.contains(char::is_alphabetic) && !text.contains('"'))
+    }
+
     /// All of it as one request, of at most `bytes_max` bytes if it is to be sent. Bytes have to be given: an
     /// empty file is not written by mistake.
     pub(super) fn whole(&self, form: &Form, bytes_max: usize) -> Result<Vec<u8>, InputError> {
@@ -86,6 +91,9 @@ impl Source {
             json::check(&bytes).map_err(|error| {
                 let (source, field) = (self.name(), field_of(&bytes, &error));
                 let mend = match json.own {
+                    _ if self.lost_its_quotes() => {
+                        "a shell takes quotes away: put the request in single quotes, as in '{\"a\": \"b\"}'"
+                    }
                     true => "mend it",
                     false => "mend it, or send bytes of the method's own codec with --raw",
                 };

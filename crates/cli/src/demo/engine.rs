@@ -19,7 +19,7 @@ use lapwing_engine::{Workspace, add_routes};
 use tokio::runtime;
 use tokio::sync::oneshot;
 
-use crate::serve::{self, Stops};
+use crate::serve::{self, Stops, until_hung_up};
 
 /// How long the engine may take to end.
 const END_BOUND: Duration = Duration::from_secs(15);
@@ -124,33 +124,47 @@ pub(crate) fn run_engine(args: &EngineArgs) -> anyhow::Result<()> {
         let _ = pin_to_core(CORE);
     }
     let editor = stdin().as_fd().try_clone_to_owned().context("this is the demo's own command")?;
-    let floor = Floor::accept(UnixStream::from(editor));
+    let editor = UnixStream::from(editor);
+    let watched = editor.try_clone().context("this is the demo's own command")?;
+    let floor = Floor::accept(editor);
     let floor = floor.context("this is the demo's own command: run `lapwing demo`")?;
     let workspace = serve::open(&args.root)?;
-    let folder = tempfile::Builder::new().prefix("lapwing-").tempdir();
-    let folder = folder.context("could not make a folder for the socket")?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("could not start the runtime")?;
-    let served = runtime.block_on(serve(floor, workspace, &folder.path().join("engine.sock")));
+    // Before there is anything to leave behind: signals come to this process as to the editor's.
+    let stops = runtime.block_on(async { Stops::watch() });
+    let stops = stops.context("could not watch for signals")?;
+    let folder = tempfile::Builder::new().prefix("lapwing-").tempdir();
+    let folder = folder.context("could not make a folder for the socket")?;
+    let socket = folder.path().join("engine.sock");
+    let (ended, editor_gone) = oneshot::channel();
+    // The floor's own thread may look at a cache line for ever when the editor is killed.
+    thread::spawn(move || floor.serve());
+    thread::spawn(move || {
+        until_hung_up(&watched);
+        let _ = ended.send(());
+    });
+    let served = runtime.block_on(serve(workspace, &socket, stops, editor_gone));
     runtime.shutdown_background();
     served
 }
 
-async fn serve(floor: Floor, workspace: Workspace, socket: &Path) -> anyhow::Result<()> {
-    let mut stops = Stops::watch().context("could not watch for signals")?;
+async fn serve(
+    workspace: Workspace,
+    socket: &Path,
+    mut stops: Stops,
+    editor_gone: oneshot::Receiver<()>,
+) -> anyhow::Result<()> {
     let builder = IpcServer::builder().bind(socket)?;
     let builder = builder.route_inline(methods::BYTES, "bytes", |_caller, request, reply| {
         reply.extend(request);
         Ok(())
     });
     let server = add_routes(builder, workspace).serve()?;
-    let (ended, editor_gone) = oneshot::channel();
-    thread::spawn(move || {
-        // However it ends, the editor is gone.
-        let _ = floor.serve();
-        let _ = ended.send(());
-    });
-    writeln!(stdout(), "{}", socket.display()).context("the editor process is gone")?;
+    // An editor that is gone needs no word of it.
+    if writeln!(stdout(), "{}", socket.display()).is_err() {
+        return Ok(());
+    }
     tokio::select! {
         _ = editor_gone => {}
         () = stops.next() => {}

@@ -21,7 +21,7 @@ use crate::serve;
   lapwing demo                                on the current directory
   lapwing demo --root ~/project --pattern 'TODO|FIXME'
 
-It changes no file, and leaves none behind. The last part measures for about two seconds.")]
+It changes no file, and leaves none behind. The last part measures for a second or more.")]
 pub(crate) struct Args {
     /// The directory to work on.
     #[arg(long, value_name = "DIR", default_value = ".")]

@@ -46,11 +46,10 @@ struct Row<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let client = IpcClient::connect(args.endpoint.path()?)?;
+    let client = IpcClient::connect(args.endpoint.path_of_server()?)?;
     if let Some(wanted) = &args.method {
         let Answer::Found(found) = find(&client, wanted)? else {
-            let message =
-                format!("the server has no method {wanted}; `lapwing describe` lists them");
+            let message = format!("the server does not say what its method {wanted} is");
             return Err(InputError(message).into());
         };
         client.disconnect();
