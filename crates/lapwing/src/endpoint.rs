@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::io::Errno;
-
 use crate::error::{BindError, ConnectError, EndpointError};
 use crate::platform::{self, SOCKET_PATH_BYTES};
 
@@ -163,21 +161,8 @@ fn take_lock(path: &Path) -> Result<File, BindError> {
             return Ok(file);
         }
     }
-    let process = fs::metadata(&lock_path).ok().and_then(|lock| holder_of(&lock));
+    let process = fs::metadata(&lock_path).ok().and_then(|lock| platform::holder_of_lock(&lock));
     Err(BindError::SocketRemoved { path: path.to_owned(), lock: lock_path, process })
-}
-
-/// The process that holds this lock, where the system says it.
-fn holder_of(lock: &fs::Metadata) -> Option<u32> {
-    let (major, minor) = (rustix::fs::major(lock.dev()), rustix::fs::minor(lock.dev()));
-    let file = format!("{major:02x}:{minor:02x}:{}", lock.ino());
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    // "1: FLOCK  ADVISORY  WRITE 708 fd:01:1310 0 EOF"
-    locks.lines().find_map(|line| {
-        let words: Vec<_> = line.split_whitespace().collect();
-        let [_, "FLOCK", _, "WRITE", process, found, ..] = words[..] else { return None };
-        process.parse().ok().filter(|_| found == file)
-    })
 }
 
 /// With the lock held: removes a dead server's socket, refuses anything else that is there.
@@ -198,7 +183,7 @@ fn clear_stale(path: &Path) -> Result<(), BindError> {
             Err(BindError::InUse { path: path.to_owned() })
         }
         // A socket, but none that a server of ours has left.
-        Err(error) if error.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error()) => {
+        Err(error) if platform::is_other_socket_type(&error) => {
             Err(BindError::FileInTheWay { path: path.to_owned() })
         }
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
@@ -263,9 +248,7 @@ fn connect_error(path: &Path, source: io::Error) -> ConnectError {
     match source.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => ConnectError::NotFound { path: path_buf },
         ErrorKind::PermissionDenied => ConnectError::NotPermitted { path: path_buf },
-        _ if source.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error()) => {
-            ConnectError::NotAStream { path: path_buf }
-        }
+        _ if platform::is_other_socket_type(&source) => ConnectError::NotAStream { path: path_buf },
         ErrorKind::ConnectionRefused if is_socket() => ConnectError::Stale { path: path_buf },
         ErrorKind::ConnectionRefused => {
             ConnectError::NotASocket { path: path_buf, found: what_is(path) }

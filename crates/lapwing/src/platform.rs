@@ -1,10 +1,11 @@
 //! What `lapwing` asks of the system beyond `std` and `lapwing-shm`: peer credentials, sockets with
 //! file descriptors, modes and locks. The one module of this crate that a port replaces.
 
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -79,6 +80,24 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
 }
 
 /// Sends `bytes` with `descriptors` attached to the first byte, without waiting and without SIGPIPE.
+/// The process that holds this lock, where the system says it.
+pub(crate) fn holder_of_lock(lock: &Metadata) -> Option<u32> {
+    let (major, minor) = (rustix::fs::major(lock.dev()), rustix::fs::minor(lock.dev()));
+    let file = format!("{major:02x}:{minor:02x}:{}", lock.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    // "1: FLOCK  ADVISORY  WRITE 708 fd:01:1310 0 EOF"
+    locks.lines().find_map(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, "WRITE", process, found, ..] = words[..] else { return None };
+        process.parse().ok().filter(|_| found == file)
+    })
+}
+
+/// Whether a connection failed because the socket there is of another type than a stream's.
+pub(crate) fn is_other_socket_type(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error())
+}
+
 pub(crate) fn send_with_descriptors(
     socket: &UnixStream,
     bytes: &[u8],

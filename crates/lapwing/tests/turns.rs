@@ -5,8 +5,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use lapwing::{
-    Call, CallError, CallOptions, ClientOptions, ClientStream, Code, IpcClient, IpcServer, OneWay,
-    ServerLimits, ServerStream, Sink, Source, Status, Transport, Unary, WhenFull, blocking,
+    Call, CallError, CallOptions, ClientOptions, ClientStream, Code, ConnectionState, IpcClient,
+    IpcServer, OneWay, ServerLimits, ServerStream, Sink, Source, Spin, Status, Transport, Unary,
+    WhenFull, blocking,
 };
 use lapwing_testkit::PATIENCE;
 use tokio::runtime::{Builder, Runtime};
@@ -360,6 +361,36 @@ fn items_of_a_stream_wait_behind_what_waits_for_room_before_them() {
         assert_eq!(upload.finish().await.unwrap(), 11);
         assert_eq!(blocking_upload.finish().unwrap(), 11);
     });
+}
+
+/// Whoever only looks at the state takes the receiving half for a moment, and gives it on.
+#[test]
+fn threads_that_look_at_the_state_leave_nobody_waiting() {
+    const ROUNDS: usize = 5000;
+    let fixture = serve(64);
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        let options = ClientOptions { spin: Spin::Never, ..options(transport) };
+        let client = blocking::IpcClient::connect_with(&fixture.path, &options).unwrap();
+        // Each looks once, at about the time when the other thread begins to wait.
+        let round = Arc::new(AtomicUsize::new(0));
+        let looking = std::thread::spawn({
+            let (client, round) = (client.clone(), Arc::clone(&round));
+            move || {
+                for n in 1..=ROUNDS {
+                    while round.load(Ordering::SeqCst) < n {
+                        std::hint::spin_loop();
+                    }
+                    assert_eq!(client.state(), ConnectionState::Connected);
+                }
+            }
+        });
+        let in_time = CallOptions::default().timeout(PATIENCE);
+        for n in 1..=ROUNDS {
+            round.store(n, Ordering::SeqCst);
+            client.call_with(NOTE_CALL, &(), &in_time).unwrap();
+        }
+        looking.join().unwrap();
+    }
 }
 
 #[test]

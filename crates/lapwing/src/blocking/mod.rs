@@ -314,14 +314,17 @@ impl IpcClient {
     /// Takes what is here, unless somebody else is at it.
     fn look(&self) {
         let core = &self.shared.core;
-        if core.end().is_none()
-            && let Ok(mut inbox) = core.inbox.try_lock()
-        {
-            let looked = core.deliver(&mut inbox, None).and_then(|_| core.look_at_socket());
-            if let Err(broken) = looked {
-                core.end_with(&mut inbox, &broken);
-            }
+        if core.end().is_some() {
+            return;
         }
+        let Ok(mut inbox) = core.inbox.try_lock() else { return };
+        let looked = core.deliver(&mut inbox, None).and_then(|_| core.look_at_socket());
+        if let Err(broken) = looked {
+            core.end_with(&mut inbox, &broken);
+        }
+        drop(inbox);
+        // One that wanted to lead meanwhile follows, and waits to be called.
+        self.hand_over();
     }
 
     /// What the handshake agreed on.
