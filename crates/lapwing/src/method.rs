@@ -56,7 +56,7 @@ shapes! {
 ///
 /// A number that belongs to the connection does not compile:
 ///
-/// ```compile_fail
+/// ```compile_fail,E0080
 /// const WRONG: lapwing::Unary<u8, u8> = lapwing::Unary::new(0x00FF, "wrong");
 /// let _ = WRONG;
 /// ```

@@ -1119,10 +1119,10 @@ impl Connection {
     /// Waits for room for the reply in `reply`. Nothing more is read from the peer meanwhile: its own
     /// slowness in reading is what stops it.
     async fn send_blocked(&mut self, mut response: Header) -> Result<(), Broken> {
-        let bytes = reply_bytes(&self.reply, self.reply_long.as_ref());
-        let own = self.reply_long.as_mut().is_some_and(|payload| payload.own_block().is_some());
-        let needed = if own { 0 } else { bytes };
         loop {
+            let bytes = reply_bytes(&self.reply, self.reply_long.as_ref());
+            let own = self.reply_long.as_mut().is_some_and(|payload| payload.own_block().is_some());
+            let needed = if own { 0 } else { bytes };
             // Before it is tried: room that comes after that is seen.
             let seen = self.receiving.peer_progress();
             {

@@ -194,13 +194,36 @@ impl Builder {
     /// # }
     /// ```
     ///
-    /// A handler of other types does not compile:
+    /// A handler of the method's types compiles:
     ///
-    /// ```compile_fail
+    /// ```
+    /// use lapwing::{Call, IpcServer, Status, Unary};
+    ///
+    /// const LENGTH: Unary<String, u64> = Unary::new(0x0400, "length");
+    /// let builder = IpcServer::builder().route(LENGTH, |_: Call, text: String| async move { Ok::<u64, Status>(1) });
+    /// ```
+    ///
+    /// One that takes another request does not, nor one with another reply, or of another shape:
+    ///
+    /// ```compile_fail,E0631
     /// use lapwing::{Call, IpcServer, Status, Unary};
     ///
     /// const LENGTH: Unary<String, u64> = Unary::new(0x0400, "length");
     /// let builder = IpcServer::builder().route(LENGTH, |_: Call, text: u32| async move { Ok::<u64, Status>(1) });
+    /// ```
+    ///
+    /// ```compile_fail,E0271
+    /// use lapwing::{Call, IpcServer, Status, Unary};
+    ///
+    /// const LENGTH: Unary<String, u64> = Unary::new(0x0400, "length");
+    /// let builder = IpcServer::builder().route(LENGTH, |_: Call, text: String| async move { Ok::<u32, Status>(1) });
+    /// ```
+    ///
+    /// ```compile_fail,E0593
+    /// use lapwing::{Call, IpcServer, ServerStream, Status};
+    ///
+    /// const LENGTH: ServerStream<String, u64> = ServerStream::new(0x0400, "length");
+    /// let builder = IpcServer::builder().route(LENGTH, |_: Call, text: String| async move { Ok::<u64, Status>(1) });
     /// ```
     #[must_use]
     pub fn route<M: Route<H>, H>(self, method: M, handler: H) -> Builder {
