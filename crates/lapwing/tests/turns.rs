@@ -588,8 +588,8 @@ fn call_whose_time_is_over_before_the_server_reads_it_never_starts() {
             std::thread::sleep(Duration::from_millis(1));
         }
         let stats = fixture.server.stats();
-        // That it is cancelled was said to a call that had been answered.
-        assert_eq!((stats.cancelled, stats.late, stats.misbehaved), (0, 1, 0), "{stats:?}");
+        // That it is given up was seen before its turn came, or after it had been answered.
+        assert_eq!((stats.cancelled + stats.late, stats.misbehaved), (1, 0), "{stats:?}");
     }
 }
 
