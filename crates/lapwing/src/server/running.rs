@@ -59,8 +59,6 @@ struct Inner {
     /// Something of what follows has changed: a call that is over at once leaves it all as it was.
     used: bool,
     end: Option<CallEnd>,
-    /// The caller waits no more for the reply, which may still wait for room when the handler has ended.
-    given_up: Option<CallEnd>,
     /// The call's own task.
     task: Option<Waker>,
     /// Who awaits the end through a [`Cancellation`].
@@ -114,20 +112,22 @@ impl CallState {
         inner
     }
 
-    /// Ends the call for `end`, unless it has ended: its task, its streams and its tokens see it.
+    /// Ends the call for `end`, unless it has ended: its task, its streams and its tokens see it. One whose handler has
+    /// ended may still be given up.
     pub(crate) fn end(&self, end: CallEnd) {
         let mut inner = self.lock();
-        if inner.end == Some(CallEnd::Over) && end != CallEnd::Over {
-            inner.given_up = Some(end);
-            let task = inner.task.take();
-            drop(inner);
-            task.into_iter().for_each(Waker::wake);
-            return;
+        match inner.end {
+            // The reply of a handler that has ended may still wait for room.
+            Some(CallEnd::Over) if end != CallEnd::Over => {
+                inner.end = Some(end);
+                let task = inner.task.take();
+                drop(inner);
+                task.into_iter().for_each(Waker::wake);
+                return;
+            }
+            Some(_) => return,
+            None => inner.end = Some(end),
         }
-        if inner.end.is_some() {
-            return;
-        }
-        inner.end = Some(end);
         self.over.store(true, Ordering::Relaxed);
         inner.items.clear();
         let mut woken = std::mem::take(&mut inner.watchers);
@@ -146,14 +146,15 @@ impl CallState {
         inner.end
     }
 
-    /// Whether the reply of a call whose handler has ended is given up, and for what; otherwise its task is woken when
-    /// it is.
+    /// Whether nobody waits for the reply any more of a call whose handler has ended, and why; otherwise its task is
+    /// woken when that is so.
     pub(crate) fn poll_given_up(&self, cx: &Context<'_>) -> Option<CallEnd> {
         let mut inner = self.lock();
-        if inner.given_up.is_none() {
+        let given_up = inner.end.filter(|end| *end != CallEnd::Over);
+        if given_up.is_none() {
             keep(&mut inner.task, cx.waker());
         }
-        inner.given_up
+        given_up
     }
 
     /// Whether it has ended, under the outbox's lock.
