@@ -59,6 +59,8 @@ struct Inner {
     /// Something of what follows has changed: a call that is over at once leaves it all as it was.
     used: bool,
     end: Option<CallEnd>,
+    /// The caller gave the call up after its handler had ended: the reply may still wait for room.
+    given_up: Option<CallEnd>,
     /// The call's own task.
     task: Option<Waker>,
     /// Who awaits the end through a [`Cancellation`].
@@ -117,9 +119,8 @@ impl CallState {
     pub(crate) fn end(&self, end: CallEnd) {
         let mut inner = self.lock();
         match inner.end {
-            // The reply of a handler that has ended may still wait for room.
             Some(CallEnd::Over) if end != CallEnd::Over => {
-                inner.end = Some(end);
+                inner.given_up = Some(end);
                 let task = inner.task.take();
                 drop(inner);
                 task.into_iter().for_each(Waker::wake);
@@ -150,7 +151,8 @@ impl CallState {
     /// woken when that is so.
     pub(crate) fn poll_given_up(&self, cx: &Context<'_>) -> Option<CallEnd> {
         let mut inner = self.lock();
-        let given_up = inner.end.filter(|end| *end != CallEnd::Over);
+        // Given up before its end was said to be the handler's, it is given up, too.
+        let given_up = inner.end.filter(|end| *end != CallEnd::Over).or(inner.given_up);
         if given_up.is_none() {
             keep(&mut inner.task, cx.waker());
         }
