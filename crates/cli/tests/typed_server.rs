@@ -460,7 +460,8 @@ fn call_of_a_client_stream_whose_server_goes_is_6_without_waiting_for_input() {
     let stdin = child.stdin.take();
     eventually("the call runs", || typed.running.load(Ordering::SeqCst) == 1);
     drop(typed);
-    finish(child).fails(6, "numbers.sum failed: the server is gone");
+    // It may have had the time to say goodbye.
+    finish(child).fails(6, "numbers.sum failed: the server ");
     drop(stdin);
 }
 
@@ -472,7 +473,7 @@ fn call_of_a_duplex_whose_server_goes_is_6_without_waiting_for_input() {
     let stdin = child.stdin.take();
     eventually("the call runs", || typed.running.load(Ordering::SeqCst) == 1);
     drop(typed);
-    finish(child).fails(6, "numbers.double failed: the server is gone");
+    finish(child).fails(6, "numbers.double failed: the server ");
     drop(stdin);
 }
 
