@@ -134,18 +134,23 @@ impl Side {
     }
 }
 
+/// Publishes three records as there is room for them.
+fn write_three(mut near: Side) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        for n in 0..3 {
+            while push(&mut near.producer, &body(n)) == Err(ReserveError::Full) {
+                thread::yield_now();
+            }
+            near.producer.fetch_ahead();
+        }
+    })
+}
+
 #[test]
 fn ring_records_are_whole_and_in_order_over_a_lap() {
     loom::model(|| {
-        let (mut near, mut far) = sides(4);
-        let writer = thread::spawn(move || {
-            for n in 0..3 {
-                while push(&mut near.producer, &body(n)) == Err(ReserveError::Full) {
-                    thread::yield_now();
-                }
-                near.producer.fetch_ahead();
-            }
-        });
+        let (near, mut far) = sides(4);
+        let writer = write_three(near);
         for n in 0..3 {
             while !far.take(n) {
                 thread::yield_now();
@@ -158,14 +163,8 @@ fn ring_records_are_whole_and_in_order_over_a_lap() {
 #[test]
 fn records_that_are_looked_at_ahead_are_whole() {
     loom::model(|| {
-        let (mut near, mut far) = sides(4);
-        let writer = thread::spawn(move || {
-            for n in 0..3 {
-                while push(&mut near.producer, &body(n)) == Err(ReserveError::Full) {
-                    thread::yield_now();
-                }
-            }
-        });
+        let (near, mut far) = sides(4);
+        let writer = write_three(near);
         for n in 0..3 {
             let mut next = n + 1;
             let in_order = |word: u64| {
