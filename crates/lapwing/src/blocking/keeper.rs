@@ -16,6 +16,9 @@ use crate::client::lock;
 /// The longest that it waits for room before it looks whether anybody else holds the client.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// The shortest time between two sweeps: one that is to give memory back at once does not look all the time.
+const IDLE_MIN: Duration = Duration::from_millis(10);
+
 /// Whether there is one, and which.
 #[derive(Debug, Default)]
 pub(super) struct Keeper {
@@ -25,11 +28,15 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Starts it, or has it look again. Where the system gives no thread, the next call sees to what is left.
+    /// Starts it, unless it runs; then it looks at once if it is to. Where the system gives no thread, the next call sees
+    /// to what is left.
     #[cold]
-    pub(super) fn keep(&self, shared: &Arc<Shared>) {
+    pub(super) fn keep(&self, shared: &Arc<Shared>, at_once: bool) {
         if self.runs.swap(true, Ordering::SeqCst) {
-            return self.wake();
+            if at_once {
+                self.wake();
+            }
+            return;
         }
         let shared = Arc::downgrade(shared);
         let named = thread::Builder::new().name("lapwing-keeper".to_owned());
@@ -37,6 +44,11 @@ impl Keeper {
             Ok(started) => *lock(&self.thread) = Some(started.thread().clone()),
             Err(_) => self.runs.store(false, Ordering::SeqCst),
         }
+    }
+
+    /// Whether it runs. One that is about to end looks once more for what was left before this was asked.
+    pub(super) fn runs(&self) -> bool {
+        self.runs.load(Ordering::SeqCst)
     }
 
     pub(super) fn wake(&self) {
@@ -95,7 +107,7 @@ impl IpcClient {
         }
         // The server gives its memory back on the socket, which nobody looks at while nobody calls.
         self.look();
-        let idle = self.shared.bulk_idle;
+        let idle = self.shared.bulk_idle.max(IDLE_MIN);
         let since = swept.get_or_insert_with(Instant::now).elapsed();
         if since < idle {
             return Left::Bulk(idle - since);

@@ -477,8 +477,10 @@ impl IpcClient {
     #[cold]
     fn keep(&self) {
         let core = &self.shared.core;
-        if core.has_rest() || core.has_bulk() {
-            self.shared.keeper.keep(&self.shared);
+        let (keeper, has_rest) = (&self.shared.keeper, core.has_rest());
+        // Memory has time: a thread that sweeps it already is not woken by each call.
+        if has_rest || !keeper.runs() && core.has_bulk() {
+            keeper.keep(&self.shared, has_rest);
         }
     }
 
