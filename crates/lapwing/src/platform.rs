@@ -79,7 +79,6 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Sends `bytes` with `descriptors` attached to the first byte, without waiting and without SIGPIPE.
 /// The process that holds this lock, where the system says it.
 pub(crate) fn holder_of_lock(lock: &Metadata) -> Option<u32> {
     let (major, minor) = (rustix::fs::major(lock.dev()), rustix::fs::minor(lock.dev()));
@@ -98,6 +97,7 @@ pub(crate) fn is_other_socket_type(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error())
 }
 
+/// Sends `bytes` with `descriptors` attached to the first byte, without waiting and without SIGPIPE.
 pub(crate) fn send_with_descriptors(
     socket: &UnixStream,
     bytes: &[u8],

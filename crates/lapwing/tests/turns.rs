@@ -28,7 +28,6 @@ const NOTED_ALL: Unary<(), ()> = Unary::new(0x0507, "noted.all");
 /// Makes a note, and answers.
 const NOTE_CALL: Unary<(), ()> = Unary::new(0x0506, "note.call");
 
-const SUM: ClientStream<u64, u64> = ClientStream::new(0x050B, "sum");
 /// Makes a note when it is begun.
 const NOTE_STREAM: ServerStream<(), u64> = ServerStream::new(0x050A, "note.stream");
 
@@ -114,13 +113,6 @@ fn serve_on(threads: usize, limits: ServerLimits) -> Fixture {
                 items.send(&n).await?;
             }
             Ok(())
-        })
-        .route(SUM, |_: Call, mut items: Source<u64, lapwing::Postcard>| async move {
-            let mut sum = 0;
-            while let Some(item) = items.next().await? {
-                sum += item;
-            }
-            Ok(sum)
         })
         .route(NOTE_STREAM, move |_: Call, (): (), mut items: Sink<u64, lapwing::Postcard>| {
             let notes = Arc::clone(&streamed);
@@ -312,55 +304,6 @@ fn what_found_no_room_goes_though_its_blocking_client_calls_no_more() {
         eventually("the connection is over", &|| server.connections() == 0);
         assert_eq!(server.stats().misbehaved, 0);
     }
-}
-
-/// There is room for an item, and none for the message that waits before it.
-#[test]
-fn items_of_a_stream_wait_behind_what_waits_for_room_before_them() {
-    let fixture = serve(64);
-    let other = blocking::IpcClient::connect(&fixture.path).unwrap();
-    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let client = IpcClient::connect(&fixture.path).await.unwrap();
-        let connected = blocking::IpcClient::connect(&fixture.path);
-        let threads = connected.unwrap();
-        let none = CallOptions::default();
-        let mut upload = client.upload(SUM, &none).await.unwrap();
-        let mut blocking_upload = threads.upload(SUM, &none).unwrap();
-        upload.send(&1).await.unwrap();
-        blocking_upload.send(&1).unwrap();
-        client.call(NAP_MS, &0).await.unwrap();
-        let held = std::thread::spawn(move || other.call(BLOCK, &()).unwrap());
-        std::thread::sleep(Duration::from_millis(50));
-        let note = vec![1; 5000];
-        while client.send_when(NOTE, &note, WhenFull::Fail).await.is_ok() {}
-        while threads.send_when(NOTE, &note, WhenFull::Fail).is_ok() {}
-        // So much room there is.
-        upload.try_send(&2).unwrap();
-        blocking_upload.try_send(&2).unwrap();
-        let long = vec![1; 50_000];
-        let mut waiting = Box::pin(client.send(NOTE, &long));
-        assert!(tokio::time::timeout(Duration::from_millis(20), &mut waiting).await.is_err());
-        let waits_too = std::thread::spawn({
-            let threads = threads.clone();
-            move || threads.send(NOTE, &vec![1; 50_000]).unwrap()
-        });
-        std::thread::sleep(Duration::from_millis(50));
-        let full = upload.try_send(&4).unwrap_err();
-        assert!(matches!(full, CallError::Full), "{full}");
-        let full = blocking_upload.try_send(&4).unwrap_err();
-        assert!(matches!(full, CallError::Full), "{full}");
-        let mut item = Box::pin(upload.send(&8));
-        assert!(tokio::time::timeout(Duration::from_millis(20), &mut item).await.is_err());
-        fixture.latch.open();
-        assert!(held.join().unwrap(), "it waited for the server");
-        let both = async { tokio::try_join!(waiting, item) };
-        tokio::time::timeout(PATIENCE, both).await.expect("there is room").unwrap();
-        waits_too.join().unwrap();
-        blocking_upload.send(&8).unwrap();
-        assert_eq!(upload.finish().await.unwrap(), 11);
-        assert_eq!(blocking_upload.finish().unwrap(), 11);
-    });
 }
 
 /// Whoever only looks at the state takes the receiving half for a moment, and gives it on.

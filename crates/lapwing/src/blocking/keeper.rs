@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use super::{IpcClient, Shared};
 use crate::client::lock;
 
-/// The longest that it waits for room before it looks whether anybody else holds the client.
-const LOOK: Duration = Duration::from_millis(100);
+/// How long it pauses before it looks for room again, at first and at most. It does not wait as a caller does: that may
+/// look all the time, and would keep callers from leading.
+const PAUSE: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// The shortest time between two sweeps: one that is to give memory back at once does not look all the time.
 const IDLE_MIN: Duration = Duration::from_millis(10);
@@ -40,9 +42,8 @@ impl Keeper {
         }
         let shared = Arc::downgrade(shared);
         let named = thread::Builder::new().name("lapwing-keeper".to_owned());
-        match named.spawn(move || run(&shared)) {
-            Ok(started) => *lock(&self.thread) = Some(started.thread().clone()),
-            Err(_) => self.runs.store(false, Ordering::SeqCst),
+        if named.spawn(move || run(&shared)).is_err() {
+            self.runs.store(false, Ordering::SeqCst);
         }
     }
 
@@ -68,15 +69,23 @@ enum Left {
 }
 
 fn run(shared: &Weak<Shared>) {
+    let mut pause = PAUSE;
     // Held for one step at a time: so the last clone that is dropped elsewhere ends the connection soon.
     while let Some(shared) = shared.upgrade() {
         let client = IpcClient { shared };
+        // Before it looks: who wakes it later wakes this one.
+        *lock(&client.shared.keeper.thread) = Some(thread::current());
         match client.left() {
-            Left::Rest => client.send_rest(),
+            Left::Rest => {
+                client.send_rest();
+                drop(client);
+                thread::park_timeout(pause);
+                pause = (2 * pause).min(PAUSE_MAX);
+            }
             Left::Bulk(idle) => {
                 drop(client);
+                pause = PAUSE;
                 thread::park_timeout(idle);
-                continue;
             }
             Left::Nothing => {
                 let keeper = &client.shared.keeper;
@@ -120,10 +129,13 @@ impl IpcClient {
         Left::Bulk(idle)
     }
 
-    /// Waits for room, as any thread that leads or follows, but not for long.
+    /// Sends of it what there is room for now.
     fn send_rest(&self) {
-        let core = &self.shared.core;
-        let mut until = Instant::now().checked_add(LOOK).into();
-        self.wait_until(&mut until, |_| (!core.has_rest()).then_some(()));
+        self.look();
+        if self.shared.core.doorbell.is_none() {
+            // A broken connection was found by the look, or will be.
+            let _ = self.push_rest();
+        }
+        self.shared.core.offer_room();
     }
 }

@@ -324,7 +324,7 @@ impl IpcClient {
         }
         drop(inbox);
         // One that wanted to lead meanwhile follows, and waits to be called.
-        self.hand_over();
+        self.call_on();
     }
 
     /// What the handshake agreed on.
@@ -657,14 +657,20 @@ impl IpcClient {
         followed
     }
 
-    /// A leader has left: one of the others leads on.
+    /// A leader has left: one of the others leads on, or the keeper sees to what is left.
     #[inline]
     fn hand_over(&self) {
+        self.call_on();
         let core = &self.shared.core;
-        core.taken();
         if core.took_bulk() || core.room_wanted() {
             self.keep();
         }
+    }
+
+    /// Somebody who had the receiving half has left it: one of those that wait leads on.
+    #[inline]
+    fn call_on(&self) {
+        self.shared.core.taken();
         if self.shared.followers.are_there() {
             self.shared.followers.call_one();
         }

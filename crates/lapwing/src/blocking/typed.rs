@@ -327,14 +327,12 @@ impl OpenCall {
     /// Sends an item, or without one the last word.
     fn send(&self, item: Option<&[u8]>) -> Result<(), CallError> {
         let core = &self.shared().core;
-        let mut turn = Turn::new(core);
+        let attempt = |waker: Option<&std::task::Waker>| match item {
+            Some(item) => core.send_item(&self.call, item, waker),
+            None => core.end_items(&self.call),
+        };
         loop {
-            let ticket = turn.ticket();
-            let attempt = |waker: Option<&std::task::Waker>| match item {
-                Some(item) => core.send_item(&self.call, item, waker, ticket),
-                None => core.end_items(&self.call, ticket),
-            };
-            let sent = match attempt(None) {
+            match attempt(None) {
                 Err(ItemError::Behind) => {
                     let sent = self.client.wait_until(&mut self.until(), |waker| {
                         match attempt(Some(waker)) {
@@ -342,17 +340,23 @@ impl OpenCall {
                             sent => Some(sent),
                         }
                     });
-                    sent.ok_or(CallError::DeadlineExceeded)?
+                    match sent.ok_or(CallError::DeadlineExceeded)? {
+                        Err(ItemError::Full(room)) => self.room(room)?,
+                        sent => break try_sent(sent),
+                    }
                 }
-                sent => sent,
-            };
-            let Err(ItemError::Full(room)) = sent else { break try_sent(sent) };
-            if !self.client.wait_for_room(room, &mut turn, &mut self.until()) {
-                return Err(CallError::DeadlineExceeded);
+                Err(ItemError::Full(room)) => self.room(room)?,
+                sent => break try_sent(sent),
             }
         }?;
         self.client.sent(&mut self.until());
         Ok(())
+    }
+
+    fn room(&self, room: crate::client::Room) -> Result<(), CallError> {
+        let mut turn = Turn::new(&self.shared().core);
+        let had = self.client.wait_for_room(room, &mut turn, &mut self.until());
+        if had { Ok(()) } else { Err(CallError::DeadlineExceeded) }
     }
 }
 
@@ -464,7 +468,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     pub fn try_send(&mut self, item: &T) -> Result<(), CallError> {
         let item = self.write(item)?;
         in_time(self.call.deadline)?;
-        let sent = self.call.shared().core.send_item(&self.call.call, &item, None, None);
+        let sent = self.call.shared().core.send_item(&self.call.call, &item, None);
         self.call.client.leave_rest();
         ended_in_time(self.call.deadline, try_sent(sent))
     }

@@ -616,7 +616,7 @@ impl Core {
         let mut outbox = self.open_outbox()?;
         let begun = self.counters.begin();
         if !outbox.waiting.is_empty() {
-            outbox.take_turn(room, again.and_then(|again| again.ticket))?;
+            outbox.take_turn(room, again)?;
         }
         let Some(place) = outbox.calls.vacancy() else {
             return Err(StartError::Full(room));
@@ -749,7 +749,7 @@ impl Core {
         let mut outbox = self.open_outbox()?;
         let room = outbox.lacking(Room { bytes, place: false, lacks: Lacks::Block });
         if !outbox.waiting.is_empty() {
-            outbox.take_turn(room, again.ticket)?;
+            outbox.take_turn(room, Some(again))?;
         }
         match outbox.sending.reserve(bytes) {
             Ok(block) => Ok(Reserved::new(block, bytes)),
@@ -800,7 +800,7 @@ impl Core {
         let header = call_header(Flags::NONE, out.kind, MessageId::CONNECTION);
         let room = out.room(false);
         if !outbox.waiting.is_empty() {
-            outbox.take_turn(room, out.again.and_then(|again| again.ticket))?;
+            outbox.take_turn(room, out.again.as_ref())?;
         }
         let bytes = out.len();
         self.send_out(&mut outbox, header, out, room).map_err(|e| outbox.refusal(e))?;
@@ -1399,28 +1399,20 @@ fn check_kind(asked: Kind, answered: Kind) -> Result<(), Broken> {
 impl Outbox {
     /// Refuses one who would overtake somebody that waits; not the one with this ticket, whose turn it is.
     #[cold]
-    fn take_turn(&self, room: Room, ticket: Option<Ticket>) -> Result<(), StartError> {
-        match self.is_before(room, ticket) {
-            Some(lacks) => Err(StartError::Full(Room { lacks, ..room })),
-            None => Ok(()),
-        }
-    }
-
-    /// What somebody waits for whom one would overtake that takes this room, if there is anybody but the one with this
-    /// ticket.
-    #[inline]
-    pub(super) fn is_before(&self, room: Room, ticket: Option<Ticket>) -> Option<Lacks> {
-        if self.waiting.is_empty() {
-            return None;
-        }
+    fn take_turn(&self, room: Room, again: Option<&Again>) -> Result<(), StartError> {
+        let ticket = again.and_then(|again| again.ticket);
         let long = self.sending.is_long(room.bytes);
         let mut before = self.waiting.iter().filter(|waiting| match waiting.room.lacks {
             Lacks::Place => room.place,
             Lacks::Ring => !long,
             Lacks::Block => long,
         });
-        let first = before.next().filter(|first| Some(first.ticket) != ticket)?;
-        Some(first.room.lacks)
+        match before.next() {
+            Some(first) if Some(first.ticket) != ticket => {
+                Err(StartError::Full(Room { lacks: first.room.lacks, ..room }))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whoever found no room waits for that, and not for a place.

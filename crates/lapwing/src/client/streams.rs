@@ -10,7 +10,7 @@ use lapwing_proto::{
     WireError,
 };
 
-use super::core::{Call, Core, Lacks, Outbox, Outcome, Room, Started, Ticket};
+use super::core::{Call, Core, Lacks, Outbox, Outcome, Room, Started};
 use crate::error::{CallError, Delivered, EndReason};
 use crate::link::{Broken, SendError, call_header, connection_header, misbehaved};
 use crate::payload::Payload;
@@ -124,14 +124,12 @@ impl Core {
         Some(Item::Here(item))
     }
 
-    /// Sends one item of the call's stream of requests. Without room or credit nothing was sent. It has its turn among
-    /// all that wait for room, with the ticket of one that has waited.
+    /// Sends one item of the call's stream of requests. Without room or credit nothing was sent.
     pub(crate) fn send_item(
         &self,
         call: &Started,
         payload: &[u8],
         waker: Option<&Waker>,
-        ticket: Option<Ticket>,
     ) -> Result<(), ItemError> {
         let mut outbox = self.outbox();
         let Lookup::Live(Call::Stream(found)) = outbox.calls.find(call.id) else {
@@ -144,7 +142,7 @@ impl Core {
             Err(Ended) => return Err(ItemError::Over),
         }
         let header = call_header(Flags::STREAM, call.kind, call.id);
-        let sent = self.send_on(&mut outbox, header, payload, ticket);
+        let sent = self.send_on(&mut outbox, header, payload);
         if sent.is_err()
             && let Lookup::Live(Call::Stream(found)) = outbox.calls.find(call.id)
         {
@@ -153,18 +151,14 @@ impl Core {
         sent
     }
 
-    /// Says that no item follows; in its turn, as [`Core::send_item`].
-    pub(crate) fn end_items(
-        &self,
-        call: &Started,
-        ticket: Option<Ticket>,
-    ) -> Result<(), ItemError> {
+    /// Says that no item follows.
+    pub(crate) fn end_items(&self, call: &Started) -> Result<(), ItemError> {
         let mut outbox = self.outbox();
         match outbox.calls.find(call.id) {
             Lookup::Live(Call::Stream(found)) if found.ended.is_none() => {}
             _ => return Err(ItemError::Over),
         }
-        self.send_on(&mut outbox, call_header(Flags::NONE, call.kind, call.id), &[], ticket)
+        self.send_on(&mut outbox, call_header(Flags::NONE, call.kind, call.id), &[])
     }
 
     fn send_on(
@@ -172,21 +166,19 @@ impl Core {
         outbox: &mut Outbox,
         header: lapwing_proto::Header,
         payload: &[u8],
-        ticket: Option<Ticket>,
     ) -> Result<(), ItemError> {
         if let Some(reason) = self.end() {
             return Err(ItemError::Failed(reason.error(Delivered::Maybe)));
-        }
-        let room = Room { bytes: payload.len(), place: false, lacks: Lacks::Ring };
-        if outbox.is_before(room, ticket).is_some() {
-            return Err(ItemError::Full(outbox.lacking(room)));
         }
         match outbox.sending.send(header, payload).and_then(|()| Ok(outbox.sending.flush()?)) {
             Ok(()) => {
                 self.counters.sent(payload.len());
                 Ok(())
             }
-            Err(SendError::Full) => Err(ItemError::Full(outbox.lacking(room))),
+            Err(SendError::Full) => {
+                let room = Room { bytes: payload.len(), place: false, lacks: Lacks::Ring };
+                Err(ItemError::Full(outbox.lacking(room)))
+            }
             Err(SendError::TooLarge(max)) => {
                 Err(ItemError::Failed(CallError::TooLarge { length: payload.len(), max }))
             }

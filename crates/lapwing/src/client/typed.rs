@@ -419,8 +419,8 @@ impl OpenCall {
         let core = &self.shared.core;
         for _ in 0..2 {
             let sent = match item {
-                Some(item) => core.send_item(&self.call, item, Some(cx.waker()), turn.ticket()),
-                None => core.end_items(&self.call, turn.ticket()),
+                Some(item) => core.send_item(&self.call, item, Some(cx.waker())),
+                None => core.end_items(&self.call),
             };
             match sent {
                 Ok(()) => {
@@ -607,7 +607,7 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     pub fn try_send(&mut self, item: &T) -> Result<(), CallError> {
         let item = self.write(item)?;
         in_time(self.call.deadline)?;
-        let sent = self.call.shared.core.send_item(&self.call.call, &item, None, None);
+        let sent = self.call.shared.core.send_item(&self.call.call, &item, None);
         self.call.shared.sent();
         ended_in_time(self.call.deadline, try_sent(sent))
     }

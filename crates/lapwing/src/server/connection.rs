@@ -1241,13 +1241,13 @@ fn panic_status(route: &Route) -> Status {
     Status::internal(format!("the handler of {} panicked", route.name))
 }
 
-#[inline]
 fn count_messages(tally: &mut Tally, messages: &mut (u64, u64)) {
     let (frames, bytes) = std::mem::take(messages);
     tally.received += frames;
     tally.received_bytes += bytes;
 }
 
+#[inline]
 fn tally_received(tally: &mut Tally, header: &Header) {
     tally.received += 1;
     tally.received_bytes += u64::from(header.length);
