@@ -901,14 +901,16 @@ impl Receiving {
     }
 
     /// Whether a frame among the next, at most so many, may go before others: one with priority, or the word that a call
-    /// is given up. A hint: nothing is checked, and of a socket only what was read from it is looked at.
+    /// is given up. A hint: nothing is checked, and of a socket only what one more read brings is looked at.
     #[inline(never)]
-    pub(crate) fn has_urgent(&self, frames: usize) -> bool {
-        match &self.r#in {
+    pub(crate) fn has_urgent(&mut self, frames: usize) -> bool {
+        match &mut self.r#in {
             In::Ring { consumer, .. } => {
                 consumer.any_ahead(frames, |word| is_urgent(u64::from_le(word)))
             }
-            In::Socket { buffer, start, end, .. } => {
+            In::Socket { socket, buffer, start, end } => {
+                // A fault or the end is found again when its turn comes.
+                let _ = read_more(socket, buffer, start, end, SOCKET_READ_BYTES);
                 let mut here = &buffer[*start..*end];
                 for _ in 0..frames {
                     let Some((head, rest)) = here.split_first_chunk::<{ Header::BYTES }>() else {
@@ -1022,25 +1024,38 @@ fn take_from_socket(
                 return Ok(Some(header));
             }
         }
-        // Move the beginning of the frame to the front and make room for the rest of it.
-        buffer.copy_within(*start..*end, 0);
-        *end -= *start;
-        *start = 0;
-        // Grow by what has come, not by what the header claims: a peer that announces much and
-        // sends nothing costs nothing.
-        let room = wanted.min(2 * *end).max(SOCKET_READ_BYTES);
-        if buffer.len() < room {
-            buffer.resize(room, 0);
-        }
-        match platform::receive(socket, &mut buffer[*end..]) {
+        match read_more(socket, buffer, start, end, wanted) {
             Ok(0) if *end == 0 => return Err(Broken::Ended),
             Ok(0) => return Err(FrameError::Truncated { length: *end, needed: wanted }.into()),
-            Ok(got) => *end += got,
+            Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// Reads once from the socket behind what is in the buffer, of which the next frame takes `wanted` bytes.
+fn read_more(
+    socket: &UnixStream,
+    buffer: &mut Vec<u8>,
+    start: &mut usize,
+    end: &mut usize,
+    wanted: usize,
+) -> io::Result<usize> {
+    // Move the beginning of the frame to the front and make room for the rest of it.
+    buffer.copy_within(*start..*end, 0);
+    *end -= *start;
+    *start = 0;
+    // Grow by what has come, not by what the header claims: a peer that announces much and
+    // sends nothing costs nothing.
+    let room = wanted.min(2 * *end).max(SOCKET_READ_BYTES);
+    if buffer.len() < room {
+        buffer.resize(room, 0);
+    }
+    let got = platform::receive(socket, &mut buffer[*end..])?;
+    *end += got;
+    Ok(got)
 }
 
 /// The header of a frame that belongs to the connection, such as Goodbye.

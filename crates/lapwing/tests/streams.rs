@@ -1455,7 +1455,7 @@ fn calls_with_priority_overtake_those_that_wait() {
         order.lock().unwrap().clear();
         // While the first holds the connection the others gather behind it.
         let waiting: Vec<_> =
-            [100, 1, 1, 1, 1].map(|ms| client.submit(SLOW, &[ms]).unwrap()).into();
+            [250, 1, 1, 1, 1].map(|ms| client.submit(SLOW, &[ms]).unwrap()).into();
         assert_eq!(client.call_with(LENGTH, &"xy".to_owned(), &soon).unwrap(), 2);
         for call in waiting {
             call.collect().unwrap();
