@@ -333,7 +333,7 @@ pub struct PatchedFile {
 /// The kinds of change that a patch can make, for its description.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "lowercase")]
-#[allow(dead_code)] // No value is made of it.
+#[expect(dead_code, reason = "no value is made of it: its schema is what is wanted")]
 enum PatchedKind {
     /// The file was made.
     Created,
