@@ -97,16 +97,25 @@ fn typed_calls_are_compared_with_calls_of_bytes_to_the_same_sort_of_handler() {
         let rows = rows(&format!("typed --samples 50 {args}"));
         let told: Vec<_> = rows
             .iter()
-            .map(|row| (row["system"].as_str().unwrap(), &row["scenario"], &row["handler"]))
+            .map(|row| {
+                let system = row["system"].as_str().unwrap();
+                (system, &row["scenario"], &row["handler"], &row["deadline"])
+            })
             .collect();
         let (rtt, typed) = (&"rtt".into(), &"typed".into());
         let (inline, later, none) = (&"inline".into(), &"async".into(), &Value::Null);
-        let of_lapwing = [(rtt, inline), (typed, inline), (rtt, later), (typed, later)];
-        let mut expected: Vec<_> = of_lapwing.map(|(s, h)| ("lapwing", s, h)).to_vec();
-        expected.extend(["floor", "bare-socket", "bare-eventfd"].map(|system| (system, rtt, none)));
+        let (without, with) = (&false.into(), &true.into());
+        let mut expected = Vec::new();
+        for handler in [inline, later] {
+            let parts = [(rtt, none), (typed, without), (typed, with)];
+            expected.extend(parts.map(|(scenario, timed)| ("lapwing", scenario, handler, timed)));
+        }
+        let bare = ["floor", "bare-socket", "bare-eventfd"];
+        expected.extend(bare.map(|system| (system, rtt, none, none)));
         assert_eq!(told, expected);
-        for (row, compared) in rows.iter().zip([false, true, false, true]) {
+        for (row, compared) in rows.iter().zip([false, true, true, false, true, true]) {
             assert_eq!(row["ratio_to_raw"].is_number(), compared, "{row}");
+            assert_eq!(row["above_raw_mid_ns"].is_number(), compared, "{row}");
         }
     }
 }

@@ -168,7 +168,7 @@ impl Rooms {
         Q: Send + 'static,
         T: Serialize + Send + 'static,
     {
-        let _open = self.streams.open(call.caller.connection_id)?;
+        let _open = self.streams.open(call.caller().connection_id)?;
         let (guard, stopped) = StopGuard::pair();
         let permit = Arc::clone(&self.slots).acquire_owned().await;
         let permit = permit.map_err(|_| Status::unavailable("the workspace is closing"))?;
@@ -198,7 +198,7 @@ impl Rooms {
         Q: DeserializeOwned + Send + 'static,
         R: Serialize + 'static,
     {
-        let max = request.reply_bytes_max;
+        let max = request.call.reply_bytes_max();
         let asked: Q = parse(request.payload)?;
         self.block(move |workspace, stop| {
             let reply = work(workspace, &asked, max, stop)?;
@@ -212,7 +212,7 @@ impl Rooms {
     async fn read_raw(self, mut request: Request) -> Result<Reserved, Status> {
         let asked = std::mem::replace(&mut request.payload, Payload::empty());
         let asked: ReadRequest = parse(asked)?;
-        let max = request.reply_bytes_max;
+        let max = request.call.reply_bytes_max();
         let open = move |workspace: &Workspace| workspace.open_range(&asked, max);
         let mut range = self.block(move |workspace, _| Ok(open(workspace)?)).await?;
         for _ in 0..READS_MAX {
@@ -313,7 +313,7 @@ impl Rooms {
 
 /// What a call that writes has in its metadata.
 fn write_request(call: &Call) -> Result<WriteRequest, Status> {
-    let asked = call.metadata.get(REQUEST_KEY).ok_or_else(|| {
+    let asked = call.metadata().get(REQUEST_KEY).ok_or_else(|| {
         Status::invalid_argument(format!(
             "the call has no metadata pair {REQUEST_KEY:?}: put the JSON of the request there, and \
              the file's content in the payload"

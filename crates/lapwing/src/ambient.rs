@@ -3,49 +3,59 @@
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::time::Instant;
 
 use lapwing_proto::TraceContext;
 
+use crate::clock;
+use crate::spans::CallSpan;
+
 thread_local! {
-    /// That of the call whose handler this thread polls.
-    static AMBIENT: Cell<Ambient> = const { Cell::new(Ambient::NONE) };
+    /// The deadline of the call whose handler this thread runs, in nanoseconds of the clock.
+    static DEADLINE_NS: Cell<u64> = const { Cell::new(clock::NEVER) };
+
+    /// The trace of that call. Apart, as few have one.
+    static TRACE: Cell<Option<TraceContext>> = const { Cell::new(None) };
 }
 
 /// What calls made here inherit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ambient {
-    pub(crate) deadline: Option<Instant>,
+    /// In nanoseconds of the clock.
+    pub(crate) deadline_ns: u64,
     pub(crate) trace: Option<TraceContext>,
 }
 
 impl Ambient {
-    const NONE: Ambient = Ambient { deadline: None, trace: None };
-
     /// That of the task that runs: empty if it serves no call, or one that has none.
     #[inline]
     pub(crate) fn here() -> Ambient {
         // A thread that is ending serves nothing.
-        AMBIENT.try_with(Cell::get).unwrap_or(Ambient::NONE)
+        let deadline_ns = DEADLINE_NS.try_with(Cell::get).unwrap_or(clock::NEVER);
+        Ambient { deadline_ns, trace: TRACE.try_with(Cell::get).unwrap_or(None) }
     }
 
     /// Whether there is any.
     #[inline]
     pub(crate) fn is_here() -> bool {
-        AMBIENT.try_with(|ambient| !ambient.get().is_empty()).unwrap_or(false)
+        !Ambient::here().is_empty()
     }
 
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.deadline.is_none() && self.trace.is_none()
+        self.deadline_ns == clock::NEVER && self.trace.is_none()
+    }
+
+    /// The same in the span of the call that is served, if there is one: calls made there have it as their parent.
+    #[inline]
+    pub(crate) fn within(self, span: Option<&CallSpan>) -> Ambient {
+        let own = span.and_then(CallSpan::context);
+        Ambient { trace: own.or(self.trace), ..self }
     }
 
     #[inline]
     pub(crate) fn scope<T>(self, run: impl FnOnce() -> T) -> T {
-        if self.is_empty() {
-            return run();
-        }
-        let _outer = Outer(AMBIENT.replace(self));
+        // Once in the code, whichever it is: it is the handler.
+        let _outer = (!self.is_empty()).then(|| Outer::new(self));
         run()
     }
 
@@ -56,11 +66,27 @@ impl Ambient {
 }
 
 /// What was there before a scope, and is there again after it.
-struct Outer(Ambient);
+struct Outer {
+    deadline_ns: u64,
+    /// `None`: it was not touched.
+    trace: Option<Option<TraceContext>>,
+}
+
+impl Outer {
+    #[inline]
+    fn new(inner: Ambient) -> Outer {
+        let touched = inner.trace.is_some() || TRACE.get().is_some();
+        let trace = touched.then(|| TRACE.replace(inner.trace));
+        Outer { deadline_ns: DEADLINE_NS.replace(inner.deadline_ns), trace }
+    }
+}
 
 impl Drop for Outer {
     #[inline]
     fn drop(&mut self) {
-        AMBIENT.set(self.0);
+        DEADLINE_NS.set(self.deadline_ns);
+        if let Some(trace) = self.trace {
+            TRACE.set(trace);
+        }
     }
 }

@@ -50,14 +50,13 @@ pub(crate) fn end(time: TimeLeft) -> u64 {
 /// itself kept waiting.
 const PLENTY: Duration = Duration::from_secs(1);
 
-/// What is left of a call's time: exact where it is little, else within a tick.
+/// What is left of a call's time, in nanoseconds: exact where it is little, else within a tick.
 #[inline]
-pub(crate) fn left(ends_at_ns: u64) -> Duration {
-    let left = match ends_at_ns.checked_sub(platform::monotonic_tick_ns()) {
+pub(crate) fn left_ns(ends_at_ns: u64) -> u64 {
+    match ends_at_ns.checked_sub(platform::monotonic_tick_ns()) {
         Some(left) if left > nanos(PLENTY) => left,
         _ => ends_at_ns.saturating_sub(platform::monotonic_ns()),
-    };
-    Duration::from_nanos(left)
+    }
 }
 
 /// What a frame tells of its call's time.
@@ -69,29 +68,44 @@ pub(crate) struct Told {
     pub(crate) ends_at_ns: u64,
 }
 
-/// The deadline that the handler of a call sees which begins now and by [`left`] has this much time yet: never more than
-/// it was given. Where there is plenty it may be a tick early, and no look at the clock is taken; when the call is ended
-/// is [`enforced`]'s to say. `None` is too far for the clock.
+impl Told {
+    /// Of a call that has this much time from now on, where its sender reads another clock.
+    #[cold]
+    pub(crate) fn now(left: Duration) -> Told {
+        let time = TimeLeft { remaining_us: micros(left), sent_at_ns: platform::monotonic_ns() };
+        Told { remaining_us: time.remaining_us, ends_at_ns: end(time) }
+    }
+}
+
+/// When a call without a deadline ends, in nanoseconds of the clock.
+pub(crate) const NEVER: u64 = u64::MAX;
+
+/// The deadline, in nanoseconds of the clock, that the handler of a call sees which begins now and by [`left_ns`] has this
+/// much time yet: never more than it was given. Where there is plenty it may be a tick early, and no look at the clock is
+/// taken; when the call is ended is [`enforced`]'s to say.
 #[inline]
-pub(crate) fn deadline(told: Told, left: Duration) -> Option<Instant> {
-    at_latest(told, told.ends_at_ns.saturating_sub(nanos(left)))
+pub(crate) fn deadline_ns(told: Told, left_ns: u64) -> u64 {
+    at_latest(told, told.ends_at_ns.saturating_sub(left_ns))
 }
 
 /// When a call is ended here that goes on now: not before its sender ends it, who may have said a tick too early when it
 /// was sent, and not later than if it had been sent now. `None` is too far for the clock.
 pub(crate) fn enforced(told: Told) -> Option<Instant> {
-    at_latest(told, platform::monotonic_ns())
+    instant(at_latest(told, platform::monotonic_ns()))
 }
 
 #[inline]
-fn at_latest(told: Told, now_ns: u64) -> Option<Instant> {
+fn at_latest(told: Told, now_ns: u64) -> u64 {
     let from_now = end(TimeLeft { remaining_us: told.remaining_us, sent_at_ns: now_ns });
-    instant(from_now.min(told.ends_at_ns.saturating_add(nanos(TICK))))
+    from_now.min(told.ends_at_ns.saturating_add(nanos(TICK)))
 }
 
-/// The same time on the clock of this process; `None` is too far for it.
+/// The same time on the clock of this process; `None` is never, or too far for it.
 #[inline]
-fn instant(at_ns: u64) -> Option<Instant> {
+pub(crate) fn instant(at_ns: u64) -> Option<Instant> {
+    if at_ns == NEVER {
+        return None;
+    }
     let (origin, origin_ns) = *ORIGIN;
     match at_ns.checked_sub(origin_ns) {
         Some(after) => origin.checked_add(Duration::from_nanos(after)),
@@ -125,7 +139,8 @@ mod tests {
     }
 
     fn left_of(remaining: Duration, sent_at_ns: u64) -> Duration {
-        left(end(TimeLeft { remaining_us: micros(remaining), sent_at_ns }))
+        let time = TimeLeft { remaining_us: micros(remaining), sent_at_ns };
+        Duration::from_nanos(left_ns(end(time)))
     }
 
     #[test]
@@ -200,12 +215,12 @@ mod tests {
         for _ in 0..100 {
             let given = 3 * PLENTY;
             let time = from_now(given);
-            let at = deadline(told(time), left(end(time))).unwrap();
+            let at = instant(deadline_ns(told(time), left_ns(end(time)))).unwrap();
             assert!(at <= Instant::now() + given);
             std::thread::sleep(TICK / 100);
         }
         let for_ever = Told { remaining_us: micros(SECOND), ends_at_ns: u64::MAX };
-        let most = deadline(for_ever, left(u64::MAX)).unwrap();
+        let most = instant(deadline_ns(for_ever, left_ns(u64::MAX))).unwrap();
         assert!(most <= Instant::now() + SECOND);
     }
 

@@ -249,11 +249,22 @@ thread_local! {
 }
 
 impl Carried {
-    /// Its time by the clock of both sides, if it was told by that.
+    /// The call's time by the clock that both sides have if they `share` one; else it has begun when the frame was read,
+    /// which was so long ago as `waited` says.
     #[inline]
-    pub(crate) fn told(&self) -> Option<Told> {
-        let ends_at_ns = self.ends_at_ns?;
-        Some(Told { remaining_us: self.remaining_us, ends_at_ns })
+    pub(crate) fn told(&self, share: bool, waited: impl FnOnce() -> Duration) -> Option<Told> {
+        let remaining_us = self.remaining_us?;
+        Some(match self.sent_at_ns {
+            Some(sent_at_ns) if share => {
+                Told { remaining_us, ends_at_ns: clock::end(TimeLeft { remaining_us, sent_at_ns }) }
+            }
+            _ => Told::now(Duration::from_micros(remaining_us).saturating_sub(waited())),
+        })
+    }
+
+    #[inline]
+    pub(crate) fn trace(&self) -> Option<TraceContext> {
+        self.more.as_ref().and_then(|more| more.trace)
     }
 
     /// How the call's payloads are written.
@@ -1137,12 +1148,10 @@ impl<K: Into<String>, V: Into<Vec<u8>>, const N: usize> From<[(K, V); N]> for Me
 /// What a frame's extension block carries.
 #[derive(Default, Debug)]
 pub(crate) struct Carried {
-    /// Time that is left for the call.
-    pub(crate) remaining: Option<Duration>,
-    /// The same when it was sent, in microseconds; 0 without.
-    pub(crate) remaining_us: u64,
-    /// When that is over, in nanoseconds of the clock that both sides may have.
-    pub(crate) ends_at_ns: Option<u64>,
+    /// What was left of the call's time when it was sent, in microseconds.
+    pub(crate) remaining_us: Option<u64>,
+    /// When that was, in nanoseconds of the clock that both sides may have.
+    pub(crate) sent_at_ns: Option<u64>,
     /// What is rarer.
     pub(crate) more: Option<Box<CarriedMore>>,
 }
@@ -1168,9 +1177,8 @@ pub(crate) fn take_extensions(frame: &mut Frame) -> Result<Carried, ExtensionErr
         return take_any_extensions(frame);
     };
     frame.front = Header::BYTES + TimeLeft::BLOCK_BYTES;
-    let remaining = Some(Duration::from_micros(time.remaining_us));
-    let (remaining_us, ends_at_ns) = (time.remaining_us, Some(clock::end(time)));
-    Ok(Carried { remaining, remaining_us, ends_at_ns, more: None })
+    let TimeLeft { remaining_us, sent_at_ns } = time;
+    Ok(Carried { remaining_us: Some(remaining_us), sent_at_ns: Some(sent_at_ns), more: None })
 }
 
 #[cold]
@@ -1189,12 +1197,7 @@ fn take_any_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
         }
     }
     frame.front = frame.bytes.len() - rest.len();
-    let remaining = remaining_us.map(Duration::from_micros);
-    let time = remaining_us.zip(sent_at_ns);
-    let ends_at_ns =
-        time.map(|(remaining_us, sent_at_ns)| clock::end(TimeLeft { remaining_us, sent_at_ns }));
-    let remaining_us = remaining_us.unwrap_or(0);
-    Ok(Carried { remaining, remaining_us, ends_at_ns, more: Some(more) })
+    Ok(Carried { remaining_us, sent_at_ns, more: Some(more) })
 }
 
 /// Appends an extension block.

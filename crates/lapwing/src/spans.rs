@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lapwing_proto::{Code, Header, Kind, Status, TraceContext};
+use lapwing_proto::{Code, Header, Kind, TraceContext};
 use tracing::Span;
 use tracing::field::{Empty, display};
 use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
@@ -20,7 +20,7 @@ use tracing::span::Entered;
 use crate::client::Travel;
 use crate::error::CallError;
 use crate::link::{Carried, Metadata};
-use crate::server::{Caller, Panicked, served_code};
+use crate::server::Caller;
 
 /// What filters know these spans by.
 const TARGET: &str = "lapwing::calls";
@@ -75,28 +75,9 @@ pub(crate) fn serving(
     caller: &Caller,
     header: &Header,
     carried: Option<&Carried>,
+    left_ns: Option<u64>,
 ) -> Option<Box<CallSpan>> {
-    if are_wanted() { begin_serving(method, caller, header, carried) } else { None }
-}
-
-/// Runs an inline handler within the span of its call.
-#[cold]
-#[inline(never)]
-pub(crate) fn observe_serving<T>(
-    method: &str,
-    caller: &Caller,
-    header: &Header,
-    carried: Option<&Carried>,
-    run: impl FnOnce() -> Result<Result<T, Status>, Panicked>,
-) -> Result<Result<T, Status>, Panicked> {
-    let span = serving(method, caller, header, carried);
-    let entered = span.as_deref().map(CallSpan::enter);
-    let ran = run();
-    drop(entered);
-    if let Some(span) = span {
-        span.end(served_code(&ran));
-    }
-    ran
+    if are_wanted() { begin_serving(method, caller, header, carried, left_ns) } else { None }
 }
 
 #[cold]
@@ -105,6 +86,7 @@ fn begin_serving(
     caller: &Caller,
     header: &Header,
     carried: Option<&Carried>,
+    left_ns: Option<u64>,
 ) -> Option<Box<CallSpan>> {
     let span = tracing::debug_span!(
         target: TARGET,
@@ -120,11 +102,12 @@ fn begin_serving(
         metadata = Empty,
         code = Empty,
     );
-    let Some(carried) = carried else { return CallSpan::new(span, None) };
-    if let Some(remaining) = carried.remaining {
-        span.record("remaining_us", u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX));
+    if let Some(left_ns) = left_ns {
+        span.record("remaining_us", left_ns / 1_000);
     }
-    let Some(more) = &carried.more else { return CallSpan::new(span, None) };
+    let Some(more) = carried.and_then(|carried| carried.more.as_ref()) else {
+        return CallSpan::new(span, None);
+    };
     record_metadata(&span, &more.metadata);
     let context = more.trace.filter(TraceContext::is_valid).map(|trace| {
         record_trace(&span, &trace);

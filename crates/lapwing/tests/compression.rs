@@ -39,8 +39,8 @@ fn routes(builder: Builder, told: mpsc::UnboundedSender<Vec<u8>>) -> Builder {
             Ok::<_, Status>(reply)
         })
         .route(LATER, |call: Call, request: Payload| async move {
-            assert_eq!(call.metadata.get("key"), Some(&b"value"[..]));
-            assert!(call.deadline.is_some());
+            assert_eq!(call.metadata().get("key"), Some(&b"value"[..]));
+            assert!(call.deadline().is_some());
             tokio::time::sleep(Duration::from_millis(1)).await;
             Ok(request)
         })

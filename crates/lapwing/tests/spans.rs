@@ -56,7 +56,7 @@ async fn call_has_a_span_on_both_sides_with_its_trace_and_keys_without_values() 
             tracing::info!("begun");
             tokio::time::sleep(Duration::from_millis(2)).await;
             tracing::info!("woken");
-            assert_eq!(call.metadata.get("token"), Some(SECRET.as_bytes()));
+            assert_eq!(call.metadata().get("token"), Some(SECRET.as_bytes()));
             Ok(request)
         })
     });
@@ -95,7 +95,7 @@ async fn nested_call_belongs_to_the_trace_and_its_parent_is_the_span_that_served
     const BACK: Unary<Payload, Vec<u8>, Raw> = Unary::new(0x0901, "spans.back");
     let back = serve(|builder| {
         builder.route(BACK, |call: Call, _: Payload| async move {
-            Ok(call.trace.unwrap().to_string().into_bytes())
+            Ok(call.trace().unwrap().to_string().into_bytes())
         })
     });
     let inner = IpcClient::connect(&back.path).await.unwrap();
@@ -103,7 +103,7 @@ async fn nested_call_belongs_to_the_trace_and_its_parent_is_the_span_that_served
         builder.route(FRONT, move |call: Call, request: Payload| {
             let inner = inner.clone();
             async move {
-                assert_eq!(call.trace, Some(trace()), "as the caller sent it");
+                assert_eq!(call.trace(), Some(trace()), "as the caller sent it");
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 let told = inner.call(BACK, &request).await.unwrap();
                 Ok(Payload::from(told))

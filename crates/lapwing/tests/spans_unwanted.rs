@@ -18,7 +18,7 @@ async fn trace_passes_unchanged_and_no_span_is_made_below_the_level() {
     let back = IpcServer::builder().bind(&paths[1]).unwrap().route(
         BACK,
         |call: Call, _: Payload| async move {
-            Ok(Payload::from(call.trace.unwrap().to_string().into_bytes()))
+            Ok(Payload::from(call.trace().unwrap().to_string().into_bytes()))
         },
     );
     let _back = back.serve().unwrap();

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lapwing::{
-    Call, CallError, CallOptions, ClientOptions, ClientStream, Code, Duplex, IpcClient, IpcServer,
-    Json, Metadata, OneWay, Postcard, ServerLimits, ServerStream, Sink, Source, Status,
-    TraceContext, Transport, Unary, WhenFull, blocking,
+    Call, CallError, CallOptions, ClientOptions, ClientStream, Code, Duplex, Inline, InlineCall,
+    IpcClient, IpcServer, Json, Metadata, OneWay, Postcard, ServerLimits, ServerStream, Sink,
+    Source, Status, TraceContext, Transport, Unary, WhenFull, blocking,
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,7 @@ const CARRIED_STREAM: ServerStream<(), Carried> = ServerStream::new(0x050C, "tes
 const CARRIED_UPLOAD: ClientStream<u64, Carried> = ClientStream::new(0x050D, "test.carried.upload");
 const CARRIED_DUPLEX: Duplex<u64, Carried> = Duplex::new(0x050E, "test.carried.duplex");
 const CARRIED_BLOCKING: Unary<(), Carried> = Unary::new(0x050F, "test.carried.blocking");
+const CARRIED_INLINE: Unary<(), Carried> = Unary::new(0x04F0, "carried.inline");
 
 #[derive(PartialEq, Serialize, Deserialize, Debug)]
 struct Carried {
@@ -49,10 +50,10 @@ struct Carried {
 
 impl Carried {
     fn by(call: &Call) -> Carried {
-        let left = call.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let left = call.deadline().map(|at| at.saturating_duration_since(Instant::now()));
         Carried {
-            tenant: call.metadata.get("tenant").map(<[u8]>::to_vec),
-            trace: call.trace.map(|trace| trace.trace_id),
+            tenant: call.metadata().get("tenant").map(<[u8]>::to_vec),
+            trace: call.trace().map(|trace| trace.trace_id),
             left_ms: left.map(|left| left.as_millis() as u64),
         }
     }
@@ -795,6 +796,7 @@ async fn handler_s_own_calls_inherit_the_time_that_is_left_and_the_trace() {
         let inner_path = inner.path.clone();
         let connect = move || blocking::IpcClient::connect_with(inner_path, &options(transport));
         let blocking = tokio::task::spawn_blocking(connect).await.unwrap().unwrap();
+        let from_inline = blocking.clone();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("outer.sock");
         let internal = |error: CallError| Status::internal(error.to_string());
@@ -809,6 +811,13 @@ async fn handler_s_own_calls_inherit_the_time_that_is_left_and_the_trace() {
                     client.call(CARRIED, &()).await.map_err(internal)
                 }
             })
+            .route(
+                CARRIED_INLINE,
+                Inline(move |_: &InlineCall<'_>, (): ()| {
+                    let called = tokio::task::block_in_place(|| from_inline.call(CARRIED, &()));
+                    called.map_err(internal)
+                }),
+            )
             .route(CARRIED_BLOCKING, move |_: Call, (): ()| {
                 let client = blocking.clone();
                 async move {
@@ -824,7 +833,7 @@ async fn handler_s_own_calls_inherit_the_time_that_is_left_and_the_trace() {
             parent_id: [1; 8],
             flags: 0,
         });
-        for outer in [CARRIED, CARRIED_BLOCKING] {
+        for outer in [CARRIED, CARRIED_BLOCKING, CARRIED_INLINE] {
             let carried = client.call_with(outer, &(), &carries).await.unwrap();
             assert_eq!(carried.trace, Some([9; 16]));
             assert!((1..60_000).contains(&carried.left_ms.unwrap()));
@@ -844,7 +853,7 @@ async fn every_plain_call_and_message_of_a_handler_inherits() {
         ["inner.sock", "outer.sock"].map(|name| folder.path().join(name));
     let (seen, mut came) = tokio::sync::mpsc::unbounded_channel();
     let note = move |call: &Call| {
-        let _ = seen.send((call.trace.map(|trace| trace.trace_id), call.deadline.is_some()));
+        let _ = seen.send((call.trace().map(|trace| trace.trace_id), call.deadline().is_some()));
     };
     let note_too = note.clone();
     let _inner = IpcServer::builder()

@@ -19,8 +19,8 @@ pub(super) enum Load {
     RoundTrips(Answers),
     OneWay,
     Pipelined,
-    /// Round trips of a typed method with a deadline.
-    Typed(Answers),
+    /// Round trips of a typed method, with a deadline or none.
+    Typed(Answers, Deadline),
     /// One stream of replies.
     Stream,
     /// One-way messages of five lengths in turn.
@@ -42,6 +42,22 @@ pub(super) enum Answers {
     Inline,
     /// An async function.
     Async,
+}
+
+/// Whether calls have a deadline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Deadline {
+    None,
+    Ample,
+}
+
+impl Deadline {
+    fn options(self) -> CallOptions {
+        match self {
+            Deadline::None => CallOptions::default(),
+            Deadline::Ample => CallOptions::default().timeout(AMPLE),
+        }
+    }
 }
 
 impl Answers {
@@ -228,7 +244,7 @@ impl Blocking<'_> {
             Load::RoundTrips(answers) => self.round_trips(answers.raw()),
             Load::OneWay => self.one_way(),
             Load::Pipelined => self.pipelined(self.options.in_flight as usize),
-            Load::Typed(answers) => self.typed(answers.typed()),
+            Load::Typed(answers, deadline) => self.typed(answers.typed(), deadline),
             Load::Stream => self.stream(),
             Load::Mixed => self.mixed(),
             Load::Echo => self.echo(),
@@ -254,9 +270,13 @@ impl Blocking<'_> {
         Ok(timer.finish())
     }
 
-    fn typed(&self, method: Unary<Body, Body, Raw>) -> anyhow::Result<Measured> {
+    fn typed(
+        &self,
+        method: Unary<Body, Body, Raw>,
+        deadline: Deadline,
+    ) -> anyhow::Result<Measured> {
         let mut sent = Body::Own(payload(self.options));
-        let options = CallOptions::default().timeout(AMPLE);
+        let options = deadline.options();
         let mut timer = Timer::start(self.clock_ns);
         for n in 0..self.options.samples {
             if let Body::Own(bytes) = &mut sent {
@@ -337,7 +357,7 @@ impl Async<'_> {
             Load::RoundTrips(answers) => self.round_trips(answers.raw()).await,
             Load::OneWay => self.one_way().await,
             Load::Pipelined => self.pipelined(self.options.in_flight).await,
-            Load::Typed(answers) => self.typed(answers.typed()).await,
+            Load::Typed(answers, deadline) => self.typed(answers.typed(), deadline).await,
             Load::Stream => self.stream().await,
             Load::Mixed => self.mixed().await,
             Load::Echo => self.echo().await,
@@ -359,9 +379,13 @@ impl Async<'_> {
         Ok(timer.finish())
     }
 
-    async fn typed(&self, method: Unary<Body, Body, Raw>) -> anyhow::Result<Measured> {
+    async fn typed(
+        &self,
+        method: Unary<Body, Body, Raw>,
+        deadline: Deadline,
+    ) -> anyhow::Result<Measured> {
         let mut sent = Body::Own(payload(self.options));
-        let options = CallOptions::default().timeout(AMPLE);
+        let options = deadline.options();
         let mut timer = Timer::start(self.clock_ns);
         for n in 0..self.options.samples {
             if let Body::Own(bytes) = &mut sent {

@@ -23,7 +23,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use lapwing::floor::Bare;
 
-use self::client::{Answers, Load, Measured};
+use self::client::{Answers, Deadline, Load, Measured};
 use self::options::{
     Burst, Chunks, InPlace, Mixed, Options, Pipelined, Plain, Stalled, payload_bytes,
 };
@@ -246,24 +246,25 @@ impl Bench {
         Part { about, measured }
     }
 
-    /// Calls of bytes and typed ones with a deadline, each first in turn.
+    /// Calls of bytes, and typed ones without and with a deadline, each first in turn.
     fn typed(&self, n: u32) -> anyhow::Result<Vec<Part>> {
         let mut parts = Vec::new();
         for (answers, handler) in [(Answers::Inline, "inline"), (Answers::Async, "async")] {
-            let raw = || self.lapwing(Load::RoundTrips(answers));
-            let typed = || self.lapwing(Load::Typed(answers));
-            let (mut raw, mut typed) = if n.is_multiple_of(2) {
-                let raw = raw()?;
-                (raw, typed()?)
-            } else {
-                let typed = typed()?;
-                (raw()?, typed)
-            };
-            raw.about.scenario = "rtt";
-            for part in [&mut raw, &mut typed] {
-                part.about.handler = Some(handler);
+            let loads = [
+                (Load::RoundTrips(answers), "rtt", None),
+                (Load::Typed(answers, Deadline::None), "typed", Some(false)),
+                (Load::Typed(answers, Deadline::Ample), "typed", Some(true)),
+            ];
+            let mut round = Vec::new();
+            for at in 0..loads.len() {
+                let at = (at + n as usize) % loads.len();
+                let (load, scenario, deadline) = loads[at];
+                let mut part = self.lapwing(load)?;
+                part.about = About { scenario, handler: Some(handler), deadline, ..part.about };
+                round.push((at, part));
             }
-            parts.extend([raw, typed]);
+            round.sort_by_key(|(at, _)| *at);
+            parts.extend(round.into_iter().map(|(_, part)| part));
         }
         Ok(parts)
     }

@@ -23,6 +23,8 @@ pub(super) struct About {
     pub(super) stalled_streams: Option<u32>,
     /// What answers at the server, where that is the question.
     pub(super) handler: Option<&'static str>,
+    /// Whether calls have a deadline, where that is the question.
+    pub(super) deadline: Option<bool>,
 }
 
 impl About {
@@ -35,6 +37,7 @@ impl About {
             in_flight: Some(1),
             stalled_streams: None,
             handler: None,
+            deadline: None,
         }
     }
 
@@ -44,10 +47,11 @@ impl About {
             (Some(0), Some(calls)) => format!("{} x{calls}", self.system),
             (Some(_), Some(calls)) => format!("{} x{calls} stalled", self.system),
             _ => match self.handler {
-                Some(handler) if self.scenario == "typed" => {
-                    format!("{} typed {handler}", self.system)
-                }
-                Some(handler) => format!("{} raw {handler}", self.system),
+                Some(handler) => match self.deadline {
+                    None => format!("{} raw {handler}", self.system),
+                    Some(false) => format!("{} typed {handler}", self.system),
+                    Some(true) => format!("{} timed {handler}", self.system),
+                },
                 None => self.system.to_owned(),
             },
         }
@@ -127,6 +131,14 @@ struct Row {
     ratio_to_raw: Option<f64>,
     /// Least and most of that ratio.
     ratio_to_raw_range: Option<Range>,
+    /// The same of the means of the middle halves.
+    ratio_mid_to_raw: Option<f64>,
+    /// Least and most of that ratio.
+    ratio_mid_to_raw_range: Option<Range>,
+    /// Median over rounds of what is left of that mean without the other.
+    above_raw_mid_ns: Option<f64>,
+    /// Whether these typed calls have a deadline; null where that is not the question.
+    deadline: Option<bool>,
     /// Between two items of a stream.
     every_ns: Option<u64>,
     /// Median over rounds of this system's p50, and p99, to those of a bare line at the same pace in the
@@ -180,6 +192,20 @@ fn from_due(measured: &Measured) -> Option<&Histogram<u64>> {
     measured.from_due.as_ref()
 }
 
+/// The mean of the middle half of the samples, from the first to the third quartile, in nanoseconds: a median that lies
+/// between the steps of the clock, which may be wider than the differences that are looked for.
+fn mid_mean(histogram: &Histogram<u64>) -> f64 {
+    let samples = histogram.len() as f64;
+    let (from, to) = (samples * 0.25, samples * 0.75);
+    let (mut before, mut sum) = (0.0, 0.0);
+    for step in histogram.iter_recorded() {
+        let behind = before + step.count_at_value() as f64;
+        sum += step.value_iterated_to() as f64 * (behind.min(to) - f64::max(before, from)).max(0.0);
+        before = behind;
+    }
+    sum / (to - from).max(1.0)
+}
+
 /// What a burst left behind, in KiB.
 fn left_kib(course: &Course) -> u64 {
     course.after.kib().saturating_sub(course.before.kib())
@@ -225,7 +251,7 @@ impl<'a> Report<'a> {
     fn find_raw(&self, part: usize) -> Option<usize> {
         let about = &self.parts()[part].about;
         about.handler.filter(|_| about.scenario == "typed")?;
-        let raw = About { scenario: "rtt", ..about.clone() };
+        let raw = About { scenario: "rtt", deadline: None, ..about.clone() };
         self.parts().iter().position(|part| part.about == raw)
     }
 
@@ -241,6 +267,14 @@ impl<'a> Report<'a> {
     /// In every round, how many nanoseconds this part's latency is above the other's.
     fn above(&self, part: usize, other: Option<usize>, q: f64) -> Vec<f64> {
         self.pairs(part, other, q).map(|(this, other)| this - other).collect()
+    }
+
+    /// In every round, the means of the middle halves of this part's latencies and the other's, where both have some.
+    fn mids(&self, part: usize, other: Option<usize>) -> Vec<(f64, f64)> {
+        let mid = |measured| Some(mid_mean(latency(measured)?));
+        let each = other.map(|other| self.each(part).zip(self.each(other)));
+        let pairs = each.into_iter().flatten();
+        pairs.filter_map(|(this, other)| Some((mid(this)?, mid(other)?))).collect()
     }
 
     /// In every round, this part's latency and the other's, where both have one.
@@ -273,6 +307,8 @@ impl<'a> Report<'a> {
         let to_socket = self.rates_to_socket(part);
         let to_unstalled = self.ratios(part, self.find_unstalled(part), 0.5);
         let to_raw = self.ratios(part, self.find_raw(part), 0.5);
+        let mids = self.mids(part, self.find_raw(part));
+        let ratios_of_mids: Vec<f64> = mids.iter().map(|(this, raw)| this / raw.max(1.0)).collect();
         let worst = self.each(part).filter_map(|m| m.burst).max_by_key(left_kib);
         let backs = self.each(part).map(|m| m.burst.and_then(|burst| burst.back_after_ms));
         let memory = median(self.each(part).filter_map(|measured| measured.memory));
@@ -319,6 +355,10 @@ impl<'a> Report<'a> {
             handler: about.handler,
             ratio_to_raw: median(to_raw.iter().copied()),
             ratio_to_raw_range: range(&to_raw),
+            ratio_mid_to_raw: median(ratios_of_mids.iter().copied()),
+            ratio_mid_to_raw_range: range(&ratios_of_mids),
+            above_raw_mid_ns: median(mids.iter().map(|(this, raw)| this - raw)),
+            deadline: about.deadline,
             every_ns: (about.is_lapwing() && options.every_ns > 0).then_some(options.every_ns),
             ratio_to_line: median(self.ratios(part, self.find("bare-line"), 0.5)),
             ratio_p99_to_line: median(self.ratios(part, self.find("bare-line"), 0.99)),
@@ -434,12 +474,14 @@ fn print_notes(out: &mut impl Write, row: &Row) -> io::Result<()> {
             "lapwing moves {ratio:.2} x the messages of the bare socket ({least:.2}-{most:.2})"
         )?;
     }
-    if let (Some(ratio), Some((least, most)), Some(handler)) =
-        (row.ratio_to_raw, row.ratio_to_raw_range, row.handler)
+    if let (Some(ratio), Some((least, most)), Some(above), Some(handler)) =
+        (row.ratio_mid_to_raw, row.ratio_mid_to_raw_range, row.above_raw_mid_ns, row.handler)
     {
+        let with = if row.deadline == Some(true) { "with a" } else { "without" };
         writeln!(
             out,
-            "typed, {handler} handler, with a deadline: {ratio:.2} x the same of bytes ({least:.2}-{most:.2})"
+            "typed, {handler} handler, {with} deadline: {ratio:.2} x the same of bytes \
+             ({least:.2}-{most:.2}), {above:+.0} ns"
         )?;
     }
     if let (Some(ratio), Some(p50), Some(p99)) =
@@ -490,5 +532,28 @@ fn print_burst(out: &mut impl Write, row: &Row) -> io::Result<()> {
             writeln!(out, "not within 1 MiB of what it was when twice the idle time had passed")
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(values: &[(u64, u64)]) -> Histogram<u64> {
+        let mut histogram = super::super::client::histogram();
+        for (value, count) in values {
+            histogram.record_n(*value, *count).unwrap();
+        }
+        histogram
+    }
+
+    #[test]
+    fn mean_of_the_middle_half_lies_between_the_steps_of_the_clock() {
+        let mid = |values: &[_]| mid_mean(&of(values));
+        assert_eq!(mid(&[(200, 50), (210, 50)]), 205.0);
+        assert_eq!(mid(&[(200, 10), (210, 30), (220, 20)]), (25.0 * 210.0 + 5.0 * 220.0) / 30.0);
+        assert_eq!(mid(&[(100, 25), (200, 40), (210, 10), (900, 25)]), 202.0);
+        assert_eq!(mid(&[(300, 4)]), 300.0);
+        assert_eq!(mid(&[]), 0.0);
     }
 }

@@ -374,7 +374,8 @@ impl CallOptions {
     /// All that goes with a call that is made here and now, if anything does.
     pub(crate) fn travel(&self) -> Option<Travel<'_>> {
         let ambient = Ambient::here();
-        let deadline = match (self.timeout, self.deadline, ambient.deadline) {
+        let inherited = clock::instant(ambient.deadline_ns);
+        let deadline = match (self.timeout, self.deadline, inherited) {
             (None, None, None) => Until::Never,
             (Some(timeout), None, None) if timeout >= AMPLE => Until::In(timeout),
             (timeout, given, inherited) => {

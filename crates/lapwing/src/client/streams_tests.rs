@@ -197,7 +197,7 @@ impl Ends {
             }
             Step::Disconnect => self.disconnect()?,
             Step::Begin => {
-                let mut server = std::mem::take(&mut self.server);
+                let mut server = std::mem::replace(&mut self.server, CallState::alone());
                 server.renew();
                 *self = Ends::new(server);
             }
@@ -487,7 +487,7 @@ proptest! {
     fn credit_is_conserved_between_a_client_s_call_and_its_server_s(
         steps in prop::collection::vec(step(), 0..600),
     ) {
-        let mut ends = Ends::new(CallState::default());
+        let mut ends = Ends::new(CallState::alone());
         for step in steps {
             ends.step(step)?;
         }

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -19,12 +19,11 @@ use tokio::task::JoinSet;
 
 use super::ahead::Ahead;
 use super::handler::{
-    AsyncHandler, Caller, Handler, InlineCall, LONG_BYTES, Panicked, Request, Running, run_inline,
-    run_typed,
+    AsyncHandler, Caller, Handler, InlineCall, LONG_BYTES, Origin, Panicked, Running, TypedFn,
+    run_inline, run_typed, served_code,
 };
-use super::items::StreamLink;
 use super::router::Route;
-use super::running::{CallEnd, CallState, ItemFault};
+use super::running::{About, CallEnd, CallState, ItemFault};
 use super::stats::Tally;
 use super::{Phase, Shared};
 use crate::ambient::Ambient;
@@ -38,7 +37,7 @@ use crate::link::{
     misbehaved, take_extensions,
 };
 use crate::payload::{Frame, Payload, shrink};
-use crate::spans;
+use crate::spans::{self, CallSpan};
 use crate::waking::{Bells, Woken, until, yield_to_others};
 
 /// Frames handled in one turn, at most.
@@ -126,7 +125,7 @@ pub(crate) enum End {
 /// The task of one connection.
 pub(crate) struct Connection {
     shared: Arc<Shared>,
-    caller: Arc<Caller>,
+    origin: Origin,
     out: Arc<Out>,
     receiving: Receiving,
     frame: Box<Frame>,
@@ -157,7 +156,6 @@ pub(crate) struct Connection {
     /// The place of a call of each route that was over at once, for the next one.
     places: Vec<Option<Box<dyn Running>>>,
     calls_in_flight: usize,
-    message_max: usize,
     /// Whether calls in JSON were agreed on.
     takes_json: bool,
     /// Whether both sides read one clock.
@@ -200,7 +198,7 @@ impl Connection {
         let (sleeper, doorbell) = waking.unzip();
         let doorbell = doorbell.map(Arc::new);
         let bells = Bells::new(&socket, doorbell.as_ref())?;
-        let message_max = sending.message_max();
+        let reply_bytes_max = sending.message_max();
         let routes = shared.router.len();
         let outbox = Outbox {
             sending,
@@ -210,16 +208,18 @@ impl Connection {
             tickets: 0,
             tally: Tally { accepted: 1, ..Tally::default() },
         };
+        let out = Arc::new(Out {
+            outbox: Mutex::new(outbox),
+            room_wanted: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
+            backlog: Notify::new(),
+        });
+        let (caller, weak) = (Arc::new(caller), Arc::downgrade(&out));
         Ok(Connection {
             spinner: Spinner::new(shared.spin),
             shared,
-            caller: Arc::new(caller),
-            out: Arc::new(Out {
-                outbox: Mutex::new(outbox),
-                room_wanted: AtomicBool::new(false),
-                busy: AtomicBool::new(false),
-                backlog: Notify::new(),
-            }),
+            origin: Origin { caller, out: weak, reply_bytes_max },
+            out,
             receiving,
             frame: Box::default(),
             ahead: Ahead::default(),
@@ -239,7 +239,6 @@ impl Connection {
             woke: false,
             places: std::iter::repeat_with(|| None).take(routes).collect(),
             calls_in_flight: agreed.limits.calls_in_flight as usize,
-            message_max,
             takes_json: agreed.features.contains(Features::JSON),
             shares_clock: agreed.features.contains(Features::CLOCK),
             phase,
@@ -630,27 +629,21 @@ impl Connection {
         let carried = if flags.contains(Flags::EXTENDED) {
             let detail = "an extension block cannot be understood";
             let taken = take_extensions(&mut self.frame);
-            let mut carried = taken.map_err(|_| misbehaved(WireError::BadExtension, detail))?;
+            let carried = taken.map_err(|_| misbehaved(WireError::BadExtension, detail))?;
             if carried.form() == Form::Json && !self.takes_json {
                 return Err(misbehaved(
                     WireError::BadExtension,
                     "calls in JSON were not agreed on",
                 ));
             }
-            if !self.shares_clock {
-                carried.ends_at_ns = None;
-            }
-            // What its way and its queues have left of it.
-            if let Some(remaining) = &mut carried.remaining {
-                *remaining = match carried.ends_at_ns {
-                    Some(ends_at_ns) => clock::left(ends_at_ns),
-                    None => remaining.saturating_sub(self.ahead.waited()),
-                };
-            }
             Some(carried)
         } else {
             None
         };
+        let told = carried.as_ref();
+        let told = told.and_then(|told| told.told(self.shares_clock, || self.ahead.waited()));
+        // What its way and its queues have left of it.
+        let time = told.map(|told| Time { told, left_ns: clock::left_ns(told.ends_at_ns) });
         let Some(route) = shared.router.find(header.kind) else {
             let status = Status::unimplemented(format!("there is no method {}", header.kind));
             return self.fail(header, &status);
@@ -670,56 +663,57 @@ impl Connection {
             drop(outbox);
             return self.fail(header, &CallEnd::Cancelled.status());
         }
-        if let Some(Carried { remaining: Some(Duration::ZERO), .. }) = carried {
+        if let Some(Time { left_ns: 0, .. }) = time {
             return self.fail(header, &CallEnd::DeadlineExceeded.status());
         }
         match &route.handler {
             Handler::Inline(handler) => {
                 let mut long = None;
                 let payload = self.frame.payload();
-                let (caller, reply) = (&*self.caller, &mut self.reply);
-                let mut run = || run_inline(handler, caller, payload, reply, &mut long);
-                let ran = if spans::are_wanted() {
-                    spans::observe_serving(&route.name, caller, header, carried.as_ref(), run)
-                } else {
-                    run()
-                };
+                let (caller, reply) = (&*self.origin.caller, &mut self.reply);
+                let run = || run_inline(handler, caller, payload, reply, &mut long);
+                let ran = served(&route.name, caller, header, carried.as_ref(), time, run);
                 self.reply_long = long.map(|long| Payload::from_long(Long::Buffer(long)));
                 match ran {
-                    Ok(Ok(())) => self.answer(header, || given_up_at(carried.as_ref())),
+                    Ok(Ok(())) => self.answer(header, || given_up_at(told)),
                     Ok(Err(status)) => self.fail(header, &status),
                     Err(Panicked) => self.fail_for_panic(header, route),
                 }
             }
             Handler::Typed(handler) => {
-                let remaining = carried.as_ref().and_then(|carried| carried.remaining);
-                let more = carried.as_ref().and_then(|carried| carried.more.as_deref());
-                let (trace, metadata, form) = match more {
-                    Some(more) => (more.trace, &more.metadata, more.form),
-                    None => (None, &Metadata::NONE, Form::Own),
-                };
-                let caller = &*self.caller;
-                let call = InlineCall { caller, remaining, metadata, trace, form };
-                let payload = self.frame.take_payload();
-                let reply = &mut self.reply;
-                let run = || run_typed(handler, &call, payload, reply);
-                let ran = if spans::are_wanted() {
-                    spans::observe_serving(&route.name, caller, header, carried.as_ref(), run)
-                } else {
-                    run()
-                };
-                match ran {
-                    Ok(Ok(())) => {
-                        if self.reply.len() > Header::BYTES + LONG_BYTES {
-                            self.reply_long = Some(Payload::behind_header(&mut self.reply));
-                        }
-                        self.answer(header, || given_up_at(carried.as_ref()))
-                    }
-                    Ok(Err(status)) => self.fail(header, &status),
-                    Err(Panicked) => self.fail_for_panic(header, route),
-                }
+                self.serve_typed(header, route, handler, carried.as_ref(), time)
             }
-            Handler::Async(handler) => self.begin(cx, header, route, handler.as_ref(), carried),
+            Handler::Async(handler) => {
+                self.begin(cx, header, route, handler.as_ref(), carried, time)
+            }
+        }
+    }
+
+    /// Serves a call of an inline handler of a typed method.
+    #[inline(always)]
+    fn serve_typed(
+        &mut self,
+        header: &Header,
+        route: &Route,
+        handler: &TypedFn,
+        carried: Option<&Carried>,
+        time: Option<Time>,
+    ) -> Result<Option<Header>, Broken> {
+        let more = carried.and_then(|carried| carried.more.as_deref());
+        let caller = &*self.origin.caller;
+        let call = InlineCall { caller, left_ns: time.map(|time| time.left_ns), more };
+        let payload = self.frame.take_payload();
+        let reply = &mut self.reply;
+        let run = || run_typed(handler, &call, payload, reply);
+        match served(&route.name, caller, header, carried, time, run) {
+            Ok(Ok(())) => {
+                if self.reply.len() > Header::BYTES + LONG_BYTES {
+                    self.reply_long = Some(Payload::behind_header(&mut self.reply));
+                }
+                self.answer(header, || given_up_at(time.map(|time| time.told)))
+            }
+            Ok(Err(status)) => self.fail(header, &status),
+            Err(Panicked) => self.fail_for_panic(header, route),
         }
     }
 
@@ -732,37 +726,38 @@ impl Connection {
         route: &Route,
         handler: &dyn AsyncHandler,
         carried: Option<Carried>,
+        time: Option<Time>,
     ) -> Result<Option<Header>, Broken> {
-        let mut request =
-            Request::new(header.kind.number(), self.frame.take_payload(), Arc::clone(&self.caller));
-        request.reply_bytes_max = self.message_max;
-        request.out = Some(Arc::clone(&self.out));
-        request.span = spans::serving(&route.name, &self.caller, header, carried.as_ref());
-        let told = carried.as_ref().and_then(Carried::told);
-        if let Some(carried) = carried {
-            // A time too long for the clock is none.
-            request.deadline = carried.remaining.and_then(|left| match told {
-                Some(told) => clock::deadline(told, left),
-                None => Instant::now().checked_add(left),
-            });
-            if let Some(more) = carried.more {
-                (request.trace, request.metadata) = (more.trace, more.metadata);
-                request.form = more.form;
+        let left_ns = time.map(|time| time.left_ns);
+        let caller = &self.origin.caller;
+        let span = spans::serving(&route.name, caller, header, carried.as_ref(), left_ns);
+        let ambient = ambient(carried.as_ref(), time).within(span.as_deref());
+        let has_items = is_stream(route.shape);
+        let place = self.places[route.index].take();
+        let mut call = place.unwrap_or_else(|| handler.place(&self.origin));
+        let about = call.renew(&self.origin);
+        (about.kind, about.id, about.has_items) = (header.kind, header.id, has_items);
+        about.deadline_ns = ambient.deadline_ns;
+        match carried.and_then(|carried| carried.more) {
+            None => {
+                (about.trace, about.metadata, about.form) = (None, Metadata::NONE, Form::Own);
+            }
+            Some(more) => {
+                (about.trace, about.metadata, about.form) = (more.trace, more.metadata, more.form);
             }
         }
-        let ambient = request.ambient();
-        if is_stream(route.shape) {
-            return self.begin_stream(header, route, handler, request, told);
+        let told = time.map(|time| time.told);
+        if has_items {
+            return self.begin_stream(header, route, call, span, ambient, told);
         }
-        let place = self.places[route.index].take();
+        let payload = self.frame.take_payload();
         let begun = ambient.scope(|| {
-            let mut call = handler.begin(request, place)?;
+            call.set(payload, span)?;
             Ok((call.poll(cx), call))
         });
         match begun {
             Ok((Poll::Ready(ended), call)) => {
-                let until = || told.map_or(ambient.deadline, clock::enforced);
-                self.finish_at_once(header, route, ended, call, until)
+                self.finish_at_once(header, route, ended, call, || given_up_at(told))
             }
             Ok((Poll::Pending, call)) => self.go_on_alone(header, route, call, ambient, told),
             Err(Panicked) => self.fail_for_panic(header, route),
@@ -776,18 +771,17 @@ impl Connection {
         &mut self,
         header: &Header,
         route: &Route,
-        handler: &dyn AsyncHandler,
-        mut request: Request,
+        mut call: Box<dyn Running>,
+        span: Option<Box<CallSpan>>,
+        ambient: Ambient,
         told: Option<Told>,
     ) -> Result<Option<Header>, Broken> {
         if !header.flags.is_request() {
             return self.fail(header, &Status::invalid_argument("a stream is not one-way"));
         }
-        let ambient = request.ambient();
-        let link = StreamLink { out: Arc::clone(&self.out), kind: header.kind, id: header.id };
-        request.stream = Some(Box::new(link));
-        match ambient.scope(|| handler.begin(request, None)) {
-            Ok(call) => {
+        let payload = self.frame.take_payload();
+        match ambient.scope(|| call.set(payload, span)) {
+            Ok(()) => {
                 if !header.flags.contains(Flags::STREAM) {
                     let ended = call.state().arrive(None, true);
                     debug_assert!(ended.is_ok(), "nothing has come before");
@@ -926,7 +920,7 @@ impl Connection {
         }
         self.woke = true;
         let (shared, out, header) = (Arc::clone(&self.shared), Arc::clone(&self.out), *header);
-        let until = told.map_or(ambient.deadline, clock::enforced);
+        let until = given_up_at(told);
         self.calls.spawn(async move {
             let work = poll_fn(|cx| match state.poll_end(cx) {
                 Some(end) => Poll::Ready(Ok(Err(end.status()))),
@@ -998,7 +992,9 @@ impl Connection {
     ) -> Result<Option<Header>, Broken> {
         let long = self.reply_long.take();
         let payload = long.unwrap_or_else(|| Payload::behind_header(&mut self.reply));
-        let state = Arc::<CallState>::default();
+        let Origin { caller, out, reply_bytes_max } = &self.origin;
+        let about = About::new(Arc::clone(caller), Weak::clone(out), *reply_bytes_max);
+        let state = Arc::new(CallState::new(about));
         state.end(CallEnd::Over);
         let (kind, shape) = (response.kind, MethodShape::Unary);
         self.enter(response.id, RunningCall { kind, shape, state: Arc::clone(&state) })?;
@@ -1195,13 +1191,46 @@ async fn within<F: Future>(deadline: Option<Instant>, work: F) -> Result<F::Outp
     }
 }
 
-/// When the caller of a call that carried this gives up. `None` is never, or too far for the clock.
-fn given_up_at(carried: Option<&Carried>) -> Option<Instant> {
-    let carried = carried?;
-    match carried.told() {
-        Some(told) => clock::enforced(told),
-        None => Instant::now().checked_add(carried.remaining?),
+/// The time of a call whose turn has come.
+#[derive(Clone, Copy)]
+struct Time {
+    told: Told,
+    /// What is left of it, in nanoseconds.
+    left_ns: u64,
+}
+
+/// What calls inherit that the handler of a call makes which carried this.
+#[inline]
+fn ambient(carried: Option<&Carried>, time: Option<Time>) -> Ambient {
+    let deadline_ns =
+        time.map_or(clock::NEVER, |Time { told, left_ns }| clock::deadline_ns(told, left_ns));
+    Ambient { deadline_ns, trace: carried.and_then(Carried::trace) }
+}
+
+/// Runs an inline handler: in the span of its call, if anybody wants that.
+#[inline(always)]
+fn served<T>(
+    method: &str,
+    caller: &Caller,
+    header: &Header,
+    carried: Option<&Carried>,
+    time: Option<Time>,
+    run: impl FnOnce() -> Result<Result<T, Status>, Panicked>,
+) -> Result<Result<T, Status>, Panicked> {
+    let left_ns = time.map(|time| time.left_ns);
+    let span = spans::serving(method, caller, header, carried, left_ns);
+    let entered = span.as_deref().map(CallSpan::enter);
+    let ran = ambient(carried, time).within(span.as_deref()).scope(run);
+    drop(entered);
+    if let Some(span) = span {
+        span.end(served_code(&ran));
     }
+    ran
+}
+
+/// When the caller of a call gives up that was told of this time. `None` is never, or too far for the clock.
+fn given_up_at(told: Option<Told>) -> Option<Instant> {
+    told.and_then(clock::enforced)
 }
 
 fn response_kind(kind: Kind) -> Kind {

@@ -6,21 +6,21 @@ use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use lapwing_proto::{Code, Header, Status, TraceContext};
+use lapwing_proto::{Code, Header, Kind, Status, TraceContext};
 use lapwing_shm::Buffer;
 
 use super::connection::Out;
-use super::items::{ItemSink, ItemSource, StreamLink};
-use super::running::{CallEnd, CallState, Cancellation};
-use crate::ambient::Ambient;
+use super::items::{ItemSink, ItemSource};
+use super::running::{About, CallEnd, CallState, Cancellation};
 use crate::bulk::Reserved;
 use crate::client::lock;
+use crate::clock;
 use crate::codec::Form;
-use crate::link::Metadata;
+use crate::link::{CarriedMore, Metadata};
 use crate::payload::Payload;
 use crate::peer::PeerCredentials;
 use crate::spans::CallSpan;
@@ -36,53 +36,109 @@ pub struct Caller {
     pub program: String,
 }
 
-/// A request as an async handler gets it.
+/// The call that a handler serves. One word; clones are of the same call.
+#[derive(Clone)]
+pub struct Call {
+    pub(crate) state: Arc<CallState>,
+}
+
+impl Call {
+    /// The kind it was sent to.
+    #[must_use]
+    pub fn kind(&self) -> u16 {
+        self.state.about.kind.number()
+    }
+
+    /// Who calls.
+    #[must_use]
+    pub fn caller(&self) -> &Arc<Caller> {
+        &self.state.about.caller
+    }
+
+    /// When the caller gives up, or, with more than a second to go when the call began, up to 10 ms before. `None` is
+    /// never. Calls that the handler makes from its own task inherit it.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        clock::instant(self.state.about.deadline_ns)
+    }
+
+    /// Tells what the handler starts elsewhere that the call is over.
+    #[must_use]
+    pub fn cancellation(&self) -> Cancellation {
+        Cancellation(Arc::clone(&self.state))
+    }
+
+    /// The caller's pairs, 8 KiB at most.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.state.about.metadata
+    }
+
+    /// The trace that the call belongs to, as its caller sent it. Calls that the handler makes from its own task
+    /// belong to it, too; where the call's span is recorded, they carry that span's id as their parent's.
+    #[must_use]
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.state.about.trace
+    }
+
+    /// The longest reply or item the connection takes, in bytes.
+    #[must_use]
+    pub fn reply_bytes_max(&self) -> usize {
+        self.state.about.reply_bytes_max
+    }
+
+    pub(crate) fn form(&self) -> Form {
+        self.state.about.form
+    }
+
+    fn out(&self) -> Option<Arc<Out>> {
+        self.state.about.out.upgrade()
+    }
+
+    /// Where the items of the reply go, in a method whose shape has them.
+    pub(crate) fn sink(&self) -> Option<ItemSink> {
+        let out = self.out().filter(|_| self.state.about.has_items)?;
+        Some(ItemSink::new(out, Arc::clone(&self.state)))
+    }
+
+    /// Where the items of the request come from, in a method whose shape has them.
+    pub(crate) fn source(&self) -> Option<ItemSource> {
+        let out = self.out().filter(|_| self.state.about.has_items)?;
+        Some(ItemSource::new(out, Arc::clone(&self.state)))
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call")
+            .field("kind", &self.state.about.kind)
+            .field("id", &self.state.about.id)
+            .field("caller", self.caller())
+            .field("deadline", &self.deadline())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request as an async handler of bytes gets it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Request {
-    /// The kind it was sent to.
-    pub kind: u16,
     /// Its payload.
     pub payload: Payload,
-    /// Who sent it.
-    pub caller: Arc<Caller>,
-    /// The longest reply the connection takes, in bytes.
-    pub reply_bytes_max: usize,
-    /// When the caller gives up, or, with more than a second to go, up to 10 ms before. Calls that the handler makes
-    /// from its own task inherit it.
-    pub deadline: Option<Instant>,
-    /// Tells what the handler starts elsewhere that the call is over.
-    pub cancellation: Cancellation,
-    /// The caller's pairs, 8 KiB at most.
-    pub metadata: Metadata,
-    /// The trace that the call belongs to, as its caller sent it. Calls that the handler makes from its own task
-    /// belong to it, too; where the call's span is recorded, they carry that span's id as their parent's.
-    pub trace: Option<TraceContext>,
-    pub(crate) form: Form,
-    pub(crate) span: Option<Box<CallSpan>>,
-    /// Boxed, as few calls have it.
-    pub(crate) stream: Option<Box<StreamLink>>,
-    pub(crate) out: Option<Arc<Out>>,
+    /// The call that it begins.
+    pub call: Call,
 }
 
 impl Request {
-    /// A request that came over no connection, to try a handler with.
+    /// A request that came over no connection, to try a handler with: it has no deadline and is never cancelled.
     #[must_use]
     pub fn new(kind: u16, payload: Payload, caller: Arc<Caller>) -> Request {
-        Request {
-            kind,
-            payload,
-            caller,
-            reply_bytes_max: lapwing_proto::limits::MESSAGE_BYTES as usize,
-            deadline: None,
-            cancellation: Cancellation(None),
-            metadata: Metadata::default(),
-            trace: None,
-            form: Form::Own,
-            span: None,
-            stream: None,
-            out: None,
+        let max = lapwing_proto::limits::MESSAGE_BYTES as usize;
+        let mut about = About::new(caller, Weak::new(), max);
+        if let Some(kind) = Kind::new(kind) {
+            about.kind = kind;
         }
+        Request { payload, call: Call { state: Arc::new(CallState::new(about)) } }
     }
 
     /// Room for a reply of `bytes` bytes, to be written in place: a long one is not copied when it is sent on
@@ -96,25 +152,10 @@ impl Request {
     ///
     /// Dropped, nothing is taken.
     pub async fn reserve(&self, bytes: usize) -> Result<Reserved, Status> {
-        match &self.out {
+        match self.call.out() {
             Some(out) => out.reserve(bytes).await,
             None => Ok(Reserved::new(None, bytes)),
         }
-    }
-
-    pub(crate) fn ambient(&self) -> Ambient {
-        let own = self.span.as_ref().and_then(|span| span.context());
-        Ambient { deadline: self.deadline, trace: own.or(self.trace) }
-    }
-
-    /// Where the items of the reply go, in a method whose shape has them.
-    pub(crate) fn sink(&self) -> Option<ItemSink> {
-        Some(ItemSink::new(self.stream.as_deref()?.clone(), self.cancellation.0.clone()?))
-    }
-
-    /// Where the items of the request come from, in a method whose shape has them.
-    pub(crate) fn source(&self) -> Option<ItemSource> {
-        Some(ItemSource::new(self.stream.as_deref()?.clone(), self.cancellation.0.clone()?))
     }
 }
 
@@ -190,18 +231,43 @@ pub(crate) type TypedFn =
 
 /// The call that an inline handler of a typed method serves.
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
 pub struct InlineCall<'a> {
+    pub(crate) caller: &'a Caller,
+    pub(crate) left_ns: Option<u64>,
+    pub(crate) more: Option<&'a CarriedMore>,
+}
+
+impl<'a> InlineCall<'a> {
     /// Who calls.
-    pub caller: &'a Caller,
-    /// The time that the caller gives, as of now. Calls that an inline handler makes inherit neither this nor the
-    /// trace; a handler that makes calls had better be async.
-    pub remaining: Option<Duration>,
-    /// The caller's pairs.
-    pub metadata: &'a Metadata,
-    /// The trace that the call belongs to.
-    pub trace: Option<TraceContext>,
-    pub(crate) form: Form,
+    #[must_use]
+    pub fn caller(&self) -> &'a Caller {
+        self.caller
+    }
+
+    /// The time that the caller gave, as of when the handler began. Calls that the handler makes itself inherit what is
+    /// left of it; one that makes calls had better be async.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        self.left_ns.map(Duration::from_nanos)
+    }
+
+    /// The caller's pairs, 8 KiB at most.
+    #[must_use]
+    pub fn metadata(&self) -> &'a Metadata {
+        const NONE: &Metadata = &Metadata::NONE;
+        self.more.map_or(NONE, |more| &more.metadata)
+    }
+
+    /// The trace that the call belongs to. Calls that the handler makes itself belong to it, too.
+    #[must_use]
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.more.and_then(|more| more.trace)
+    }
+
+    #[inline]
+    pub(crate) fn form(&self) -> Form {
+        self.more.map_or(Form::Own, |more| more.form)
+    }
 }
 
 /// What a route does.
@@ -272,24 +338,38 @@ pub(crate) fn run_typed(
 
 /// Makes running calls of one async handler.
 pub(crate) trait AsyncHandler: Send + Sync {
-    /// Begins a call: in `place`, which an earlier call of this handler left, or one that was given back, or a
-    /// fresh one.
-    fn begin(
-        &self,
-        request: Request,
-        place: Option<Box<dyn Running>>,
-    ) -> Result<Box<dyn Running>, Panicked>;
+    /// A place for a call of a connection: one that was given back, or a fresh one.
+    fn place(&self, of: &Origin) -> Box<dyn Running>;
 
     /// Takes the place of a call that is over, for the next one.
     fn give_back(&self, running: Box<dyn Running>);
 }
 
+/// Where calls come from.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) caller: Arc<Caller>,
+    pub(crate) out: Weak<Out>,
+    /// The longest reply, in bytes.
+    pub(crate) reply_bytes_max: usize,
+}
+
+impl Origin {
+    fn state(&self) -> Arc<CallState> {
+        let (caller, out) = (Arc::clone(&self.caller), Weak::clone(&self.out));
+        Arc::new(CallState::new(About::new(caller, out, self.reply_bytes_max)))
+    }
+}
+
 /// A call of an async handler in progress. It can be polled until it is ready.
 pub(crate) trait Running: Send {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<Payload, Status>, Panicked>>;
+    /// Makes the place that of the next call, and gives what is to be said about that.
+    fn renew(&mut self, of: &Origin) -> &mut About;
 
-    /// Begins the next call in the place of the future.
-    fn set(&mut self, request: Request) -> Result<(), Panicked>;
+    /// Begins that call in the place of the future.
+    fn set(&mut self, payload: Payload, span: Option<Box<CallSpan>>) -> Result<(), Panicked>;
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<Payload, Status>, Panicked>>;
 
     /// Drops the future and keeps its place.
     fn clear(&mut self) -> Result<(), Panicked>;
@@ -320,22 +400,16 @@ where
     Fut: Future<Output = Result<T, Status>> + Send + 'static,
     T: Into<Payload>,
 {
-    fn begin(
-        &self,
-        request: Request,
-        place: Option<Box<dyn Running>>,
-    ) -> Result<Box<dyn Running>, Panicked> {
-        let place = place.or_else(|| lock(&self.places).pop());
-        let mut place = place.unwrap_or_else(|| {
+    fn place(&self, of: &Origin) -> Box<dyn Running> {
+        let kept = lock(&self.places).pop();
+        kept.unwrap_or_else(|| {
             Box::new(Place {
                 handler: Arc::clone(&self.handler),
                 future: Box::pin(None),
-                state: Arc::default(),
+                state: of.state(),
                 span: None,
             })
-        });
-        place.set(request)?;
-        Ok(place)
+        })
     }
 
     fn give_back(&self, running: Box<dyn Running>) {
@@ -355,7 +429,7 @@ struct Place<F, Fut> {
 }
 
 /// What a handler's end is called in its span.
-pub(crate) fn served_code<T>(ended: &Result<Result<T, Status>, Panicked>) -> Code {
+pub(super) fn served_code<T>(ended: &Result<Result<T, Status>, Panicked>) -> Code {
     match ended {
         Ok(Ok(_)) => Code::Ok,
         Ok(Err(status)) => status.code,
@@ -369,6 +443,21 @@ where
     Fut: Future<Output = Result<T, Status>> + Send,
     T: Into<Payload>,
 {
+    fn renew(&mut self, of: &Origin) -> &mut About {
+        // What an earlier call of this place left elsewhere may still hold that call's state.
+        if Arc::get_mut(&mut self.state).is_none() {
+            self.state = of.state();
+        }
+        let about = Arc::get_mut(&mut self.state).expect("nobody else has it").renew();
+        // One that was given back may be another connection's.
+        if !Weak::ptr_eq(&about.out, &of.out) {
+            about.caller = Arc::clone(&of.caller);
+            about.out = Weak::clone(&of.out);
+            about.reply_bytes_max = of.reply_bytes_max;
+        }
+        about
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Result<Payload, Status>, Panicked>> {
         let Place { future, span, .. } = self;
         let entered = span.as_deref().map(CallSpan::enter);
@@ -387,15 +476,10 @@ where
         polled
     }
 
-    fn set(&mut self, mut request: Request) -> Result<(), Panicked> {
+    fn set(&mut self, payload: Payload, made: Option<Box<CallSpan>>) -> Result<(), Panicked> {
         let Place { handler, future, state, span } = self;
-        // What an earlier call of this place started elsewhere may still hold that call's state.
-        match Arc::get_mut(state) {
-            Some(state) => state.renew(),
-            None => *state = Arc::default(),
-        }
-        request.cancellation = Cancellation(Some(Arc::clone(state)));
-        *span = request.span.take();
+        let request = Request { payload, call: Call { state: Arc::clone(state) } };
+        *span = made;
         // The handler's own code, up to its first await, is foreign, as is the drop of an old future.
         let entered = span.as_deref().map(CallSpan::enter);
         let set = catch_unwind(AssertUnwindSafe(|| future.as_mut().set(Some(handler(request)))));
@@ -420,6 +504,12 @@ where
             span.end(Code::Internal);
         }
         *span = None;
+        // The next call may be long in coming.
+        if !state.about.metadata.is_empty()
+            && let Some(state) = Arc::get_mut(state)
+        {
+            state.about.metadata = Metadata::NONE;
+        }
         cleared.map_err(panicked)
     }
 

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use lapwing_proto::{Credit, Flags, Header, Kind, MessageId, Status};
+use lapwing_proto::{Credit, Flags, Header, Kind, Status};
 
 use super::connection::{Out, Ticket, over_quota};
 use super::running::{CallEnd, CallState, Taken};
@@ -15,18 +15,10 @@ use crate::waking::let_others_run;
 /// The longest item, in bytes, whose buffer is kept for the next one.
 const KEPT_ITEM_BYTES: usize = 128 * 1024;
 
-/// What a handler's streams need of the call and its connection.
-#[derive(Clone, Debug)]
-pub(crate) struct StreamLink {
-    pub(crate) out: Arc<Out>,
-    pub(crate) kind: Kind,
-    pub(crate) id: MessageId,
-}
-
 /// Where a handler sends the items of its reply.
 #[derive(Debug)]
 pub struct ItemSink {
-    link: StreamLink,
+    out: Arc<Out>,
     state: Arc<CallState>,
     /// Room for the header, then the item.
     frame: Vec<u8>,
@@ -47,13 +39,13 @@ pub enum TrySendError {
 
 impl Drop for ItemSink {
     fn drop(&mut self) {
-        self.link.out.withdraw(&mut self.ticket);
+        self.out.withdraw(&mut self.ticket);
     }
 }
 
 impl ItemSink {
-    pub(crate) fn new(link: StreamLink, state: Arc<CallState>) -> ItemSink {
-        ItemSink { link, state, frame: Vec::new(), ticket: None }
+    pub(crate) fn new(out: Arc<Out>, state: Arc<CallState>) -> ItemSink {
+        ItemSink { out, state, frame: Vec::new(), ticket: None }
     }
 
     /// Sends one item, waiting while the reader is behind.
@@ -124,8 +116,8 @@ impl ItemSink {
             Ok(false) => return Poll::Pending,
             Err(end) => return Poll::Ready(Err(end.status())),
         }
-        let StreamLink { out, kind, id } = &self.link;
-        let header = call_header(Flags::RESPONSE | Flags::STREAM, *kind, *id);
+        let (out, about) = (&self.out, &self.state.about);
+        let header = call_header(Flags::RESPONSE | Flags::STREAM, about.kind, about.id);
         let sent = out.send_item(&self.state, header, &mut self.frame, waker, &mut self.ticket);
         let error = match sent {
             Ok(false) => {
@@ -157,7 +149,7 @@ impl ItemSink {
 /// Where a handler takes the items of its request from.
 #[derive(Debug)]
 pub struct ItemSource {
-    link: StreamLink,
+    out: Arc<Out>,
     state: Arc<CallState>,
     /// Credit that found no room yet.
     owed: Credit,
@@ -167,13 +159,13 @@ pub struct ItemSource {
 
 impl Drop for ItemSource {
     fn drop(&mut self) {
-        self.link.out.withdraw(&mut self.ticket);
+        self.out.withdraw(&mut self.ticket);
     }
 }
 
 impl ItemSource {
-    pub(crate) fn new(link: StreamLink, state: Arc<CallState>) -> ItemSource {
-        ItemSource { link, state, owed: Credit::default(), ticket: None }
+    pub(crate) fn new(out: Arc<Out>, state: Arc<CallState>) -> ItemSource {
+        ItemSource { out, state, owed: Credit::default(), ticket: None }
     }
 
     /// The next item, or `None` after the caller's last.
@@ -212,10 +204,10 @@ impl ItemSource {
         if self.owed == Credit::default() {
             return;
         }
-        let StreamLink { out, id, .. } = &self.link;
+        let out = &self.out;
         let mut frame = vec![0; Header::BYTES];
         frame.extend_from_slice(&self.owed.encode());
-        let header = call_header(Flags::NONE, Kind::CREDIT, *id);
+        let header = call_header(Flags::NONE, Kind::CREDIT, self.state.about.id);
         let waker = Some(cx.waker());
         let sent = out.send_item(&self.state, header, &mut frame, waker, &mut self.ticket);
         if !matches!(sent, Err(SendError::Full)) {

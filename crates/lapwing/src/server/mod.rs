@@ -25,8 +25,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::handler::{AsyncFn, Handler};
-pub use self::handler::{Caller, InlineCall, Reply, Request};
-pub(crate) use self::handler::{Panicked, served_code};
+pub use self::handler::{Call, Caller, InlineCall, Reply, Request};
 pub use self::items::{ItemSink, ItemSource, TrySendError};
 pub use self::router::RouteError;
 use self::router::Router;
@@ -35,7 +34,7 @@ pub use self::running::Cancellation;
 pub(crate) use self::running::{CallEnd, CallState, Taken};
 pub use self::stats::ServerStats;
 use self::stats::Totals;
-pub use self::typed::{Call, Inline, Route, Sink, Source};
+pub use self::typed::{Inline, Route, Sink, Source};
 use crate::bulk::Account;
 use crate::client::{FrameChecksum, checksum_set, lock, program_name};
 use crate::codec::{Codec, Raw};

@@ -1,15 +1,23 @@
-//! A call in a task of its own: what its connection, its handler and its streams share.
+//! A call that an async handler serves: what its connection, its handler and its streams share.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
-use lapwing_proto::{Code, Credit, CreditError, CreditGate, Ended, ReceiveCredit, Status};
+use lapwing_proto::{
+    Code, Credit, CreditError, CreditGate, Ended, Kind, MessageId, ReceiveCredit, Status,
+    TraceContext,
+};
 
+use super::connection::Out;
+use super::handler::Caller;
 use crate::client::lock;
+use crate::clock;
+use crate::codec::Form;
+use crate::link::Metadata;
 use crate::payload::Payload;
 
 /// Why a call ends before its handler does.
@@ -45,9 +53,49 @@ impl CallEnd {
     }
 }
 
+/// What a call came with. It stays as it is while the call lasts, and in its place: handlers are given the call's
+/// [`CallState`], which is one word.
+#[derive(Debug)]
+pub(crate) struct About {
+    pub(crate) kind: Kind,
+    pub(crate) id: MessageId,
+    pub(crate) caller: Arc<Caller>,
+    /// Weak: a handler may keep its call for longer than the connection lasts. Dangling for a request that came over
+    /// none.
+    pub(crate) out: Weak<Out>,
+    /// The longest reply the connection takes, in bytes.
+    pub(crate) reply_bytes_max: usize,
+    /// Whether it has items in one direction at least.
+    pub(crate) has_items: bool,
+    /// When its caller gives up, for the handler to know: see [`clock::deadline`].
+    pub(crate) deadline_ns: u64,
+    pub(crate) metadata: Metadata,
+    pub(crate) trace: Option<TraceContext>,
+    pub(crate) form: Form,
+}
+
+impl About {
+    /// That of a call of nothing.
+    pub(crate) fn new(caller: Arc<Caller>, out: Weak<Out>, reply_bytes_max: usize) -> About {
+        About {
+            kind: Kind::PING,
+            id: MessageId::CONNECTION,
+            caller,
+            out,
+            reply_bytes_max,
+            has_items: false,
+            deadline_ns: clock::NEVER,
+            metadata: Metadata::NONE,
+            trace: None,
+            form: Form::Own,
+        }
+    }
+}
+
 /// One running call. The lock is short: nobody waits or wakes under it.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub(crate) struct CallState {
+    pub(crate) about: About,
     inner: Mutex<Inner>,
     /// The call has ended. Set before the lock of the connection's outbox is taken to answer it, so whoever sends an
     /// item under that lock does not send it behind the answer.
@@ -99,13 +147,19 @@ fn keep(slot: &mut Option<Waker>, waker: &Waker) {
 }
 
 impl CallState {
-    /// Makes it the state of a call that begins.
-    pub(crate) fn renew(&mut self) {
+    pub(crate) fn new(about: About) -> CallState {
+        CallState { about, inner: Mutex::default(), over: AtomicBool::new(false) }
+    }
+
+    /// Makes it the state of a call that begins, and gives what is to be said about that.
+    #[inline]
+    pub(crate) fn renew(&mut self) -> &mut About {
         let inner = self.inner.get_mut().unwrap_or_else(PoisonError::into_inner);
         if inner.used {
             *inner = Inner::default();
             *self.over.get_mut() = false;
         }
+        &mut self.about
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -251,6 +305,13 @@ impl CallState {
 
 #[cfg(test)]
 impl CallState {
+    /// That of a call that came over no connection.
+    pub(crate) fn alone() -> CallState {
+        let credentials = crate::peer::PeerCredentials { uid: 1, gid: 1, pid: 1 };
+        let caller = Caller { connection_id: 1, credentials, program: String::new() };
+        CallState::new(About::new(Arc::new(caller), Weak::new(), 0))
+    }
+
     /// The accounts of the stream of replies and of the stream of requests, and the lengths of the items that have come
     /// and were not taken.
     pub(crate) fn accounts(&self) -> (lapwing_proto::SendCredit, ReceiveCredit, Vec<u32>) {
@@ -264,10 +325,7 @@ impl CallState {
 /// has ended. An async handler is dropped at its next await then; this is for what it started elsewhere, as
 /// on a thread for blocking work.
 #[derive(Clone)]
-pub struct Cancellation(
-    /// `None` for a request that came over no connection: it is never cancelled.
-    pub(crate) Option<Arc<CallState>>,
-);
+pub struct Cancellation(pub(crate) Arc<CallState>);
 
 impl Cancellation {
     /// Whether the call is over.
@@ -277,7 +335,7 @@ impl Cancellation {
     }
 
     fn end(&self) -> Option<CallEnd> {
-        self.0.as_ref()?.has_ended()
+        self.0.has_ended()
     }
 
     /// Waits until the call is over.
@@ -286,10 +344,7 @@ impl Cancellation {
     ///
     /// May be dropped and called again at any time.
     pub async fn cancelled(&self) {
-        match &self.0 {
-            Some(state) => poll_fn(|cx| state.poll_watch(cx)).await,
-            None => std::future::pending().await,
-        }
+        poll_fn(|cx| self.0.poll_watch(cx)).await;
     }
 }
 

@@ -3,54 +3,17 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use futures_core::Stream;
-use lapwing_proto::{Status, TraceContext};
+use lapwing_proto::Status;
 
 use super::Builder;
-use super::handler::{AsyncFn, Caller, Handler, InlineCall, Request};
+use super::handler::{AsyncFn, Call, Handler, InlineCall, Request};
 use super::items::{ItemSink, ItemSource, TrySendError};
-use super::running::Cancellation;
 use crate::codec::{Codec, CodecError, Decode, Encode, Form};
-use crate::link::Metadata;
 use crate::method::{ClientStream, Duplex, OneWay, ServerStream, Unary};
 use crate::payload::Payload;
-
-/// The call that a handler serves.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Call {
-    /// Who calls.
-    pub caller: Arc<Caller>,
-    /// When the caller gives up, or, with more than a second to go, up to 10 ms before. Calls that the handler makes
-    /// from its own task inherit it.
-    pub deadline: Option<Instant>,
-    /// Tells what the handler starts elsewhere that the call is over.
-    pub cancellation: Cancellation,
-    /// The caller's pairs.
-    pub metadata: Metadata,
-    /// The trace that the call belongs to, as its caller sent it. Calls that the handler makes from its own task
-    /// belong to it, too; where the call's span is recorded, they carry that span's id as their parent's.
-    pub trace: Option<TraceContext>,
-    /// The longest reply or item the connection takes, in bytes.
-    pub reply_bytes_max: usize,
-}
-
-impl Call {
-    fn of(request: Request) -> Call {
-        Call {
-            caller: request.caller,
-            deadline: request.deadline,
-            cancellation: request.cancellation,
-            metadata: request.metadata,
-            trace: request.trace,
-            reply_bytes_max: request.reply_bytes_max,
-        }
-    }
-}
 
 /// Where a handler sends the items of its reply.
 #[derive(Debug)]
@@ -235,7 +198,7 @@ impl Builder {
 macro_rules! route {
     ($builder:ident, $method:ident, |$request:ident| $begun:expr, |$form:ident| $ended:expr) => {{
         let handle = move |$request: Request| {
-            let $form = $request.form;
+            let $form = $request.call.form();
             let begun = $begun;
             async move {
                 match begun {
@@ -297,7 +260,7 @@ where
             builder,
             self,
             |request| {
-                let sink = sink(&request);
+                let sink = sink(&request.call);
                 taken::<Q, C>(request).and_then(|(call, asked)| Ok(handler(call, asked, sink?)))
             },
             |_form| |()| Ok(Payload::empty())
@@ -317,7 +280,7 @@ where
         route!(
             builder,
             self,
-            |request| source(&request).map(|items| handler(Call::of(request), items)),
+            |request| source(&request.call).map(|items| handler(request.call, items)),
             |form| move |reply| written::<R, C>(&reply, form)
         )
     }
@@ -335,9 +298,9 @@ where
         route!(
             builder,
             self,
-            |request| source(&request).and_then(|items| {
-                let sink = sink(&request)?;
-                Ok(handler(Call::of(request), items, sink))
+            |request| source(&request.call).and_then(|items| {
+                let sink = sink(&request.call)?;
+                Ok(handler(request.call, items, sink))
             }),
             |_form| |()| Ok(Payload::empty())
         )
@@ -371,9 +334,9 @@ where
 {
     fn add_to(self, builder: Builder, Inline(handler): Inline<H>) -> Builder {
         let handle = move |call: &InlineCall<'_>, payload, reply: &mut Vec<u8>| {
-            let asked = call.form.decode::<Q, C>(payload).map_err(|e| unreadable(&e))?;
+            let asked = call.form().decode::<Q, C>(payload).map_err(|e| unreadable(&e))?;
             let answer = handler(call, asked)?;
-            call.form.encode::<R, C>(&answer, reply).map_err(|e| unwritable(&e))
+            call.form().encode::<R, C>(&answer, reply).map_err(|e| unwritable(&e))
         };
         let handler = Handler::Typed(Box::new(handle));
         builder.add(self.kind(), self.name(), self.shape(), C::NAME, handler)
@@ -388,27 +351,26 @@ where
 {
     fn add_to(self, builder: Builder, Inline(handler): Inline<H>) -> Builder {
         let handle = move |call: &InlineCall<'_>, payload, _: &mut Vec<u8>| {
-            handler(call, call.form.decode::<Q, C>(payload).map_err(|e| unreadable(&e))?)
+            handler(call, call.form().decode::<Q, C>(payload).map_err(|e| unreadable(&e))?)
         };
         let handler = Handler::Typed(Box::new(handle));
         builder.add(self.kind(), self.name(), self.shape(), C::NAME, handler)
     }
 }
 
-fn taken<Q, C: Decode<Q>>(mut request: Request) -> Result<(Call, Q), Status> {
-    let payload = std::mem::replace(&mut request.payload, Payload::empty());
-    let asked = request.form.decode::<Q, C>(payload).map_err(|e| unreadable(&e))?;
-    Ok((Call::of(request), asked))
+fn taken<Q, C: Decode<Q>>(Request { payload, call }: Request) -> Result<(Call, Q), Status> {
+    let asked = call.form().decode::<Q, C>(payload).map_err(|e| unreadable(&e))?;
+    Ok((call, asked))
 }
 
-fn sink<T, C>(request: &Request) -> Result<Sink<T, C>, Status> {
-    let items = request.sink().ok_or_else(no_stream)?;
-    Ok(Sink { items, form: request.form, types: PhantomData })
+fn sink<T, C>(call: &Call) -> Result<Sink<T, C>, Status> {
+    let items = call.sink().ok_or_else(no_stream)?;
+    Ok(Sink { items, form: call.form(), types: PhantomData })
 }
 
-fn source<T, C>(request: &Request) -> Result<Source<T, C>, Status> {
-    let items = request.source().ok_or_else(no_stream)?;
-    Ok(Source { items, form: request.form, types: PhantomData })
+fn source<T, C>(call: &Call) -> Result<Source<T, C>, Status> {
+    let items = call.source().ok_or_else(no_stream)?;
+    Ok(Source { items, form: call.form(), types: PhantomData })
 }
 
 fn no_stream() -> Status {
