@@ -271,6 +271,40 @@ fn payload_over_the_granted_length_is_cut_before_it_is_read() {
 }
 
 #[test]
+fn errors_that_are_longer_than_any_message_are_told_by_their_code() {
+    let Some(mut victim) = Victim::start(test_name!(), |server| server) else { return };
+    let with_limit = |transport, message_bytes| {
+        let limits = LimitsWanted { message_bytes, ..LimitsWanted::default() };
+        Hello { limits, ..hello(transport) }
+    };
+    for transport in BOTH {
+        for bytes in [4, 8, 30] {
+            let (mut peer, _) = RawPeer::greet_with(victim.path(), &with_limit(transport, bytes));
+            let later = &60_000_u64.to_le_bytes()[..bytes.min(8) as usize];
+            for (kind, payload, expected) in [
+                (UNKNOWN, &b"x"[..], Code::Unimplemented),
+                (PANIC, b"x", Code::Internal),
+                // Given up while it runs; four bytes are no number to it.
+                (LATER, later, if bytes < 8 { Code::InvalidArgument } else { Code::Cancelled }),
+            ] {
+                peer.send_frame(&RawFrame::request(kind, 2, payload));
+                peer.send_frame(&RawFrame::of(Flags::NONE, Kind::CANCEL.number(), 2, b""));
+                let (header, reply) = peer.hear_frame();
+                assert_eq!(header.flags, Flags::RESPONSE | Flags::ERROR);
+                let told = Status::decode(&reply).unwrap().code;
+                assert_eq!(told, expected, "{transport:?}, {bytes} bytes, {kind:#x}");
+            }
+        }
+    }
+    // One that has no room for a code is not let in.
+    let mut peer = RawPeer::connect(victim.path());
+    let hello = with_limit(Transport::Socket, 3).encode();
+    peer.send_frame(&RawFrame::connection(Kind::HELLO, &hello));
+    assert_eq!(peer.hear_reject().error, WireError::BadMessage.number());
+    victim.assert_unharmed();
+}
+
+#[test]
 fn bytes_on_the_socket_of_a_shared_memory_connection_are_cut() {
     let cases: &[Case] = &[
         ("a byte", |p| p.send(b"x"), WireError::UnexpectedMessage),

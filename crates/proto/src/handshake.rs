@@ -218,8 +218,10 @@ impl HelloAck {
 }
 
 fn check_limits(message_bytes: u32, calls_in_flight: u32) -> Result<(), MessageError> {
-    if message_bytes == 0 || calls_in_flight == 0 {
-        return Err(MessageError::Field("a limit is 0"));
+    if message_bytes < limits::MESSAGE_BYTES_MIN || calls_in_flight == 0 {
+        return Err(MessageError::Field(
+            "the largest message is too short, or no calls are allowed",
+        ));
     }
     Ok(())
 }

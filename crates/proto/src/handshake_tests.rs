@@ -9,10 +9,11 @@ fn hello() -> Hello {
 
 #[test]
 fn hello_that_is_not_well_formed_is_refused() {
-    let spoil: [fn(&mut Hello); 8] = [
+    let spoil: [fn(&mut Hello); 9] = [
         |hello| hello.version_min = 0,
         |hello| hello.version_min = 2,
         |hello| hello.limits.message_bytes = 0,
+        |hello| hello.limits.message_bytes = 3,
         |hello| hello.limits.calls_in_flight = 0,
         |hello| hello.program = String::from("a\nb"),
         |hello| hello.transport = TransportWanted::SharedMemory { ring_bytes: 65537 },
@@ -53,7 +54,7 @@ fn any_hello() -> impl Strategy<Value = Hello> {
         Just(TransportWanted::Socket),
         (16u32..=26).prop_map(|log| TransportWanted::SharedMemory { ring_bytes: 1 << log }),
     ];
-    let numbers = (any::<u8>(), any::<u8>(), any::<u64>(), any::<u8>(), 1u32.., 1u32..);
+    let numbers = (any::<u8>(), any::<u8>(), any::<u64>(), any::<u8>(), 4u32.., 1u32..);
     (numbers, "[a-zé ]{0,64}", transport).prop_map(|(numbers, program, transport)| {
         let (version, other, features, checksums, message_bytes, calls_in_flight) = numbers;
         Hello {

@@ -53,6 +53,9 @@ limits! {
     /// The largest that `MESSAGE_BYTES` may be configured to, in payload bytes.
     MESSAGE_BYTES_MAX: u32 = 1024 * MIB, "bytes",
         "the largest message may not be configured above 1 GiB";
+    /// The smallest that `MESSAGE_BYTES` may be configured to or asked for, in payload bytes: a Status without words.
+    MESSAGE_BYTES_MIN: u32 = 4, "bytes",
+        "the largest message may not be too short for an error";
     /// Bulk memory that one side of a connection may have announced at a time, in bytes; more where one message
     /// may be longer: [`bulk_max`].
     BULK_BYTES: u32 = 64 * MIB, "bytes",

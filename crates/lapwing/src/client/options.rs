@@ -123,7 +123,9 @@ impl ClientOptions {
         };
         let mut hello = Hello::new(&crate::handshake::plain(&self.program), transport);
         hello.limits = LimitsWanted {
-            message_bytes: self.message_bytes.clamp(1, limits::MESSAGE_BYTES_MAX),
+            message_bytes: self
+                .message_bytes
+                .clamp(limits::MESSAGE_BYTES_MIN, limits::MESSAGE_BYTES_MAX),
             calls_in_flight: self.calls_in_flight.clamp(1, limits::CALLS_IN_FLIGHT_MAX),
         };
         hello.checksums = checksum_set(self.checksum);

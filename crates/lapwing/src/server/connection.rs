@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use lapwing_proto::{
-    Credit, Features, Flags, Goodbye, Header, Kind, MessageId, MethodShape, MethodWanted,
+    Code, Credit, Features, Flags, Goodbye, Header, Kind, MessageId, MethodShape, MethodWanted,
     PeerMisbehaved, Status, WireError, limits,
 };
 use lapwing_shm::{Doorbell, SPIN_BOUND, Sleeper, Spin, Spinner, has_kept_buffers, sweep_buffers};
@@ -1266,6 +1266,12 @@ fn too_large(bytes: usize, max: usize) -> Status {
     Status::resource_exhausted(message)
 }
 
+/// The same error, in as few bytes as may be.
+fn without_words(status: &[u8]) -> Status {
+    let code = Status::decode(status).map_or(Code::Unknown, |status| status.code);
+    Status::new(code, "")
+}
+
 fn panic_status(route: &Route) -> Status {
     Status::internal(format!("the handler of {} panicked", route.name))
 }
@@ -1487,12 +1493,16 @@ impl Out {
         let id = response.id.get();
         let running = outbox.running.remove(&id);
         let mut sent = outbox.sending.send_payload(*response, payload);
-        let failed = match sent {
-            Err(SendError::TooLarge(max)) => Some(too_large(payload.len(), max)),
-            Err(SendError::OverQuota) => Some(over_quota()),
-            _ => None,
-        };
-        if let Some(status) = failed {
+        // A reply that does not go becomes the word of that, and an error that is too long its code alone, which fits.
+        for _ in 0..2 {
+            let status = match sent {
+                Err(SendError::TooLarge(_)) if response.flags.contains(Flags::ERROR) => {
+                    without_words(payload)
+                }
+                Err(SendError::TooLarge(max)) => too_large(payload.len(), max),
+                Err(SendError::OverQuota) => over_quota(),
+                _ => break,
+            };
             response.flags = Flags::RESPONSE | Flags::ERROR;
             *payload = status.encode().into();
             sent = outbox.sending.send(*response, payload);

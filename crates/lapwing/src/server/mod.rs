@@ -106,9 +106,10 @@ pub enum ServeError {
         max = limits::RING_BYTES_MAX
     )]
     RingBytes(u32),
-    /// The largest message is above what a frame may say.
+    /// The largest message is above what a frame may say, or has no room for an error.
     #[error(
-        "messages of {0} bytes cannot be: the largest may be configured from 1 byte to {max}",
+        "messages of {0} bytes cannot be: the largest may be configured from {min} bytes to {max}",
+        min = limits::MESSAGE_BYTES_MIN,
         max = limits::MESSAGE_BYTES_MAX
     )]
     MessageBytes(u32),
@@ -391,7 +392,7 @@ impl Builder {
             return Err(ServeError::RingBytes(self.limits.ring_bytes));
         }
         let ServerLimits { message_bytes, calls_in_flight, .. } = self.limits;
-        if !(1..=limits::MESSAGE_BYTES_MAX).contains(&message_bytes) {
+        if !(limits::MESSAGE_BYTES_MIN..=limits::MESSAGE_BYTES_MAX).contains(&message_bytes) {
             return Err(ServeError::MessageBytes(message_bytes));
         }
         if !(1..=limits::CALLS_IN_FLIGHT_MAX).contains(&calls_in_flight) {
