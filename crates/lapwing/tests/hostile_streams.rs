@@ -1,17 +1,19 @@
 //! What a peer gets that breaks the rules of streams, credit and cancellation, in a client's place and in a
 //! server's, on both transports; others are served meanwhile and nothing leaks.
 
+use std::sync::mpsc;
 use std::time::Duration;
 
 use lapwing::error::WireError;
 use lapwing::{
     Builder, Call, CallError, CallOptions, ClientOptions, ClientStream, Code, Duplex, EndReason,
-    IpcClient, Payload, Raw, ServerStream, Sink, Source, Status, Transport, blocking,
+    IpcClient, OneWay, Payload, Raw, ServerStream, Sink, Source, Status, Transport, WhenFull,
+    blocking,
 };
-use lapwing_proto::{Credit, Features, Flags, Goodbye, Hello, Kind, TimeLeft};
+use lapwing_proto::{Credit, Features, Flags, Goodbye, Header, Hello, Kind, TimeLeft};
 use lapwing_testkit::frame::RawFrame;
 use lapwing_testkit::methods::ECHO;
-use lapwing_testkit::{Heard, RawPeer, RawServer, Victim, hello, test_name};
+use lapwing_testkit::{Heard, RawPeer, RawServer, Victim, eventually, hello, test_name};
 
 const BOTH: [Transport; 2] = [Transport::SharedMemory, Transport::Socket];
 
@@ -464,6 +466,57 @@ fn client_cuts_a_server_that_breaks_the_rules_of_streams() {
             });
             server.join();
         }
+    }
+}
+
+/// Credit that was owed when the answer came is not sent any more: the server need not know the call.
+#[test]
+fn credit_that_is_owed_when_the_answer_comes_is_never_sent() {
+    const NOTE: OneWay<Vec<u8>, Raw> = OneWay::new(0x0608, "note");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    for transport in BOTH {
+        let (go_on, wait) = mpsc::channel();
+        let server = RawServer::start(move |greeted| {
+            let mut peer = greeted.grant();
+            let (Header { id, .. }, _) = peer.hear_frame();
+            let send = |peer: &mut RawPeer, flags| {
+                peer.send_frame(&RawFrame::of(flags, FILL.kind(), id.get(), b""));
+            };
+            (0..40).for_each(|_| send(&mut peer, Flags::RESPONSE | Flags::STREAM));
+            wait.recv().unwrap();
+            send(&mut peer, Flags::RESPONSE);
+            wait.recv().unwrap();
+            loop {
+                let (header, payload) = peer.hear_frame();
+                assert_ne!(header.kind, Kind::CREDIT, "{transport:?}");
+                if header.kind == Kind::PING {
+                    let kind = Kind::PONG.number();
+                    peer.send_frame(&RawFrame::response(kind, header.id.get(), &payload));
+                    break;
+                }
+            }
+        });
+        runtime.block_on(async {
+            let options = ClientOptions { transport, ..ClientOptions::default() };
+            let client = IpcClient::connect_with(server.path(), options).await.unwrap();
+            let mut items = client.stream(FILL, &b"x".to_vec()).await.unwrap();
+            // The request was read, and nothing after it is.
+            items.next().await.unwrap().unwrap();
+            while client.send_when(NOTE, &vec![1; 1000], WhenFull::Fail).await.is_ok() {}
+            while client.send_when(NOTE, &vec![], WhenFull::Fail).await.is_ok() {}
+            for _ in 1..32 {
+                items.next().await.unwrap().unwrap();
+            }
+            go_on.send(()).unwrap();
+            eventually("the answer is read", || (client.stats().received > 40).then_some(()));
+            go_on.send(()).unwrap();
+            client.ping().await.unwrap();
+            for _ in 32..40 {
+                items.next().await.unwrap().unwrap();
+            }
+            assert!(items.next().await.is_none());
+        });
+        server.join();
     }
 }
 

@@ -81,6 +81,15 @@ impl StreamCall {
         Some((item, self.receive.is_due() && self.ended.is_none()))
     }
 
+    /// Credit to give back now. What was owed may have been given with what was due later, and nothing is sent for a call
+    /// whose answer was read: the server need not know it any more.
+    fn give_back(&mut self) -> Option<Credit> {
+        if self.ended.is_some() {
+            return None;
+        }
+        Some(self.receive.give_back()).filter(|credit| *credit != Credit::default())
+    }
+
     pub(super) fn grant(&mut self, credit: Credit) -> Result<Option<Waker>, Broken> {
         let beyond = || misbehaved(WireError::BadCredit, "it granted more than the window holds");
         self.send.grant(credit).map_err(|_| beyond())
@@ -200,11 +209,7 @@ impl Core {
             return self.owe(outbox, Owed::Credit(id));
         }
         let Lookup::Live(Call::Stream(call)) = outbox.calls.find(id) else { return };
-        let credit = call.receive.give_back();
-        // What was owed may have been given with what was due later; nothing is no credit.
-        if credit == Credit::default() {
-            return;
-        }
+        let Some(credit) = call.give_back() else { return };
         let header = call_header(Flags::NONE, Kind::CREDIT, id);
         // A broken connection is its driver's to find.
         let sent = outbox.sending.send(header, &credit.encode());

@@ -352,11 +352,11 @@ impl Ends {
     }
 
     fn pay_of_client(&mut self) {
-        if std::mem::take(&mut self.client_owes) && !self.left {
-            let credit = self.client.receive.give_back();
-            if credit != Credit::default() {
-                self.to_server.push_back(Frame::Credit(credit));
-            }
+        if std::mem::take(&mut self.client_owes)
+            && !self.left
+            && let Some(credit) = self.client.give_back()
+        {
+            self.to_server.push_back(Frame::Credit(credit));
         }
     }
 
