@@ -1,6 +1,7 @@
 //! What a peer gets that breaks the rules of streams, credit and cancellation, in a client's place and in a
 //! server's, on both transports; others are served meanwhile and nothing leaks.
 
+use std::future::Ready;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -10,9 +11,11 @@ use lapwing::{
     IpcClient, OneWay, Payload, Raw, ServerStream, Sink, Source, Status, Transport, WhenFull,
     blocking,
 };
-use lapwing_proto::{Credit, Features, Flags, Goodbye, Header, Hello, Kind, TimeLeft};
+use lapwing_proto::{
+    Credit, Features, Flags, Goodbye, Header, Hello, Kind, LimitsWanted, TimeLeft,
+};
 use lapwing_testkit::frame::RawFrame;
-use lapwing_testkit::methods::ECHO;
+use lapwing_testkit::methods::{ECHO, UNKNOWN};
 use lapwing_testkit::{Heard, RawPeer, RawServer, Victim, eventually, hello, test_name};
 
 const BOTH: [Transport; 2] = [Transport::SharedMemory, Transport::Socket];
@@ -21,9 +24,32 @@ const FILL: ServerStream<Vec<u8>, Vec<u8>, Raw> = ServerStream::new(0x0600, "fil
 const COUNT: ClientStream<Payload, Vec<u8>, Raw> = ClientStream::new(0x0601, "count");
 const MIRROR: Duplex<Payload, Payload, Raw> = Duplex::new(0x0602, "mirror");
 const IDLE: ClientStream<Payload, Vec<u8>, Raw> = ClientStream::new(0x0603, "idle");
+/// Answers at once, with so many bytes that few such answers have room.
+const EARLY: ClientStream<Payload, Vec<u8>, Raw> = ClientStream::new(0x0604, "early");
+/// Panics when it is begun.
+const BROKEN: ClientStream<Payload, Vec<u8>, Raw> = ClientStream::new(0x0605, "broken");
+/// As [`BROKEN`], behind an item.
+const BROKEN_LATER: ServerStream<Vec<u8>, Vec<u8>, Raw> = ServerStream::new(0x0606, "broken.later");
+/// Keeps its connection's task for a moment, inline, so that what comes meanwhile is read ahead.
+const HOLD: u16 = 0x0607;
 
 fn with_streams(builder: Builder) -> Builder {
     builder
+        .route_inline(HOLD, "hold", |_, _, _| {
+            std::thread::sleep(Duration::from_millis(10));
+            Ok(())
+        })
+        .route(EARLY, |_: Call, _: Source<Payload, Raw>| async { Ok(vec![0; 15_000]) })
+        .route(BROKEN, |_: Call, _: Source<Payload, Raw>| -> Ready<Result<Vec<u8>, Status>> {
+            panic!("at its beginning")
+        })
+        .route(
+            BROKEN_LATER,
+            |_: Call, item: Vec<u8>, mut items: Sink<Vec<u8>, Raw>| -> Ready<Result<(), Status>> {
+                items.try_send(&item).unwrap();
+                panic!("behind its item")
+            },
+        )
         .route(FILL, |_: Call, item: Vec<u8>, mut items: Sink<Vec<u8>, Raw>| async move {
             loop {
                 items.send(&item).await?;
@@ -79,7 +105,9 @@ fn hear_goodbye(peer: &mut RawPeer) -> u16 {
         if header.kind == Kind::GOODBYE {
             return Goodbye::decode(&payload).unwrap().error;
         }
-        let expected = header.flags.contains(Flags::STREAM) || header.kind == Kind::PING;
+        let expected = header.flags.contains(Flags::STREAM)
+            || matches!(header.kind.number(), HOLD)
+            || header.kind == Kind::PING;
         assert!(expected, "{header:?}");
     }
 }
@@ -215,6 +243,45 @@ fn peer_that_breaks_the_rules_of_streams_is_cut_by_number() {
             WireError::BadMessage,
         ),
         (
+            "an item of a call that never was",
+            |p| p.send_frame(&item(COUNT.kind(), 2, b"x")),
+            WireError::UnknownCall,
+        ),
+        (
+            "the last word of a call that never was",
+            |p| p.send_frame(&last(COUNT.kind(), 2)),
+            WireError::UnknownCall,
+        ),
+        (
+            "credit for a call that never was",
+            |p| p.send_frame(&credit(2, 1, 1)),
+            WireError::UnknownCall,
+        ),
+        (
+            "an item of a call without streams",
+            |p| p.send_frame(&item(ECHO, 1, b"x")),
+            WireError::UnknownCall,
+        ),
+        ("a message with an id", |p| p.send_frame(&last(ECHO, 2)), WireError::UnknownCall),
+        (
+            "an item of a call that never was, behind one that holds its connection",
+            |p| {
+                p.send_frame(&RawFrame::request(HOLD, 2, b""));
+                p.send_frame(&item(COUNT.kind(), 77, b"x"));
+            },
+            WireError::UnknownCall,
+        ),
+        (
+            "an item of a call that never was, after frames with priority",
+            |p| {
+                let flags = Flags::REQUEST | Flags::PRIORITY;
+                p.send_frame(&RawFrame::of(flags, ECHO, 2, b""));
+                p.hear_frame();
+                p.send_frame(&item(COUNT.kind(), 77, b"x"));
+            },
+            WireError::UnknownCall,
+        ),
+        (
             "a stream with the id of a running one",
             |p| {
                 open(p, IDLE.kind(), 2);
@@ -238,25 +305,230 @@ fn peer_that_breaks_the_rules_of_streams_is_cut_by_number() {
     victim.assert_unharmed();
 }
 
+/// Sends what a caller may have sent for a call before it read the answer.
+fn send_late(peer: &mut RawPeer, kind: u16, id: u64) {
+    peer.send_frame(&item(kind, id, b"late"));
+    peer.send_frame(&credit(id, 1, 1));
+    peer.send_frame(&RawFrame::of(Flags::NONE, Kind::CANCEL.number(), id, b""));
+    peer.send_frame(&last(kind, id));
+}
+
 #[test]
-fn frames_of_calls_that_are_over_or_never_were_are_counted_and_change_nothing() {
+fn frames_of_calls_that_are_over_are_counted_and_change_nothing() {
     let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
     for transport in BOTH {
         let mut peer = RawPeer::greet(victim.path(), transport);
-        open(&mut peer, COUNT.kind(), 2);
-        peer.send_frame(&item(COUNT.kind(), 2, b"one"));
-        peer.send_frame(&last(COUNT.kind(), 2));
-        let (header, reply) = peer.hear_frame();
-        assert_eq!((header.flags, &*reply), (Flags::RESPONSE, &1_u64.to_le_bytes()[..]));
-        for id in [2, 77] {
-            peer.send_frame(&item(COUNT.kind(), id, b"late"));
-            peer.send_frame(&credit(id, 1, 1));
+        // Its id is used again after each time.
+        for _ in 0..3 {
+            open(&mut peer, COUNT.kind(), 2);
+            peer.send_frame(&item(COUNT.kind(), 2, b"one"));
+            peer.send_frame(&last(COUNT.kind(), 2));
+            let (header, reply) = peer.hear_frame();
+            assert_eq!((header.flags, &*reply), (Flags::RESPONSE, &1_u64.to_le_bytes()[..]));
+            send_late(&mut peer, COUNT.kind(), 2);
+            assert_eq!(peer.call(ECHO, 3, b"goes on").1, b"goes on");
+        }
+        // Calls without streams are not remembered, and may be given up when they are over.
+        for id in [3, 77] {
             peer.send_frame(&RawFrame::of(Flags::NONE, Kind::CANCEL.number(), id, b""));
         }
         assert_eq!(peer.call(ECHO, 3, b"goes on").1, b"goes on");
     }
-    victim.await_stat("late", 12);
+    victim.await_stat("late", 2 * (3 * 4 + 2));
     assert_eq!(victim.stat("misbehaved"), 0);
+    victim.assert_unharmed();
+}
+
+/// How a call may begin, and what it is answered.
+type Start = (&'static str, u16, fn(&mut RawPeer), Code);
+
+#[test]
+fn frames_of_calls_that_ended_early_or_never_began_are_late_whatever_the_reason() {
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    fn with_time(peer: &mut RawPeer, us: u64) {
+        let block = [&[11, 0, 1, 8, 0][..], &us.to_le_bytes()].concat();
+        let flags = Flags::REQUEST | Flags::STREAM | Flags::EXTENDED;
+        peer.send_frame(&RawFrame::of(flags, IDLE.kind(), 2, &block));
+    }
+    fn cancel(peer: &mut RawPeer) {
+        peer.send_frame(&RawFrame::of(Flags::NONE, Kind::CANCEL.number(), 2, b""));
+    }
+    let starts: &[Start] = &[
+        ("answered at once", EARLY.kind(), |p| open(p, EARLY.kind(), 2), Code::Ok),
+        (
+            "given up",
+            IDLE.kind(),
+            |p| {
+                open(p, IDLE.kind(), 2);
+                cancel(p);
+            },
+            Code::Cancelled,
+        ),
+        (
+            "given up while it is read ahead",
+            IDLE.kind(),
+            |p| {
+                p.send_frame(&RawFrame::request(HOLD, 3, b""));
+                open(p, IDLE.kind(), 2);
+                cancel(p);
+                assert_eq!(p.hear_frame().0.id.get(), 3);
+            },
+            Code::Cancelled,
+        ),
+        ("out of time", IDLE.kind(), |p| with_time(p, 1000), Code::DeadlineExceeded),
+        ("out of time at once", IDLE.kind(), |p| with_time(p, 0), Code::DeadlineExceeded),
+        ("of no method", UNKNOWN, |p| open(p, UNKNOWN, 2), Code::Unimplemented),
+        ("of one request", FILL.kind(), |p| open(p, FILL.kind(), 2), Code::InvalidArgument),
+        ("of one request, inline", ECHO, |p| open(p, ECHO, 2), Code::InvalidArgument),
+        ("that panics", BROKEN.kind(), |p| open(p, BROKEN.kind(), 2), Code::Internal),
+        (
+            "that panics after an item",
+            BROKEN_LATER.kind(),
+            |p| {
+                p.send_frame(&RawFrame::request(BROKEN_LATER.kind(), 2, b"x"));
+                assert_eq!(p.hear_frame().0.flags, Flags::RESPONSE | Flags::STREAM);
+            },
+            Code::Internal,
+        ),
+    ];
+    for transport in BOTH {
+        for (what, kind, start, expected) in starts {
+            let mut peer = RawPeer::greet(victim.path(), transport);
+            start(&mut peer);
+            let (header, reply) = peer.hear_frame();
+            let told = match header.flags.contains(Flags::ERROR) {
+                true => Status::decode(&reply).unwrap().code,
+                false => Code::Ok,
+            };
+            assert_eq!((header.id.get(), told), (2, *expected), "{transport:?}, {what}");
+            send_late(&mut peer, *kind, 2);
+            assert_eq!(peer.call(ECHO, 4, b"goes on").1, b"goes on", "{transport:?}, {what}");
+        }
+    }
+    victim.await_stat("late", 2 * 4 * starts.len() as u64);
+    assert_eq!(victim.stat("misbehaved"), 0);
+    victim.assert_unharmed();
+}
+
+fn greet_for(victim: &Victim, transport: Transport, calls_in_flight: u32) -> RawPeer {
+    let limits = LimitsWanted { calls_in_flight, ..LimitsWanted::default() };
+    RawPeer::greet_with(victim.path(), &Hello { limits, ..hello(transport) }).0
+}
+
+#[test]
+fn late_frames_of_a_caller_that_keeps_all_its_places_taken_never_cut_it() {
+    const PLACES: u64 = 4;
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    for transport in BOTH {
+        let mut peer = greet_for(&victim, transport, PLACES as u32);
+        let (mut unread, mut opened) = (Vec::new(), 0);
+        // Of three kinds: one that answers, one that waits for room with its answer, one that never begins.
+        while opened < 1000 || !unread.is_empty() {
+            while unread.len() < PLACES as usize && opened < 1000 {
+                opened += 1;
+                let kind = [COUNT.kind(), EARLY.kind(), UNKNOWN][(opened % 3) as usize];
+                open(&mut peer, kind, opened);
+                if kind == COUNT.kind() {
+                    peer.send_frame(&last(kind, opened));
+                }
+                unread.push((opened, kind));
+            }
+            for (id, kind) in &unread {
+                if *kind != COUNT.kind() {
+                    peer.send_frame(&item(*kind, *id, b"late"));
+                }
+            }
+            let (header, _) = peer.hear_frame();
+            assert!(header.flags.is_response(), "{header:?}");
+            unread.retain(|(id, _)| *id != header.id.get());
+        }
+        assert_eq!(peer.call(ECHO, 1, b"goes on").1, b"goes on");
+    }
+    assert!(victim.stat("late") > 0);
+    assert_eq!(victim.stat("misbehaved"), 0);
+    victim.assert_unharmed();
+}
+
+#[test]
+fn frames_of_calls_whose_answers_wait_for_room_are_late_however_many_wait() {
+    const CALLS: u64 = 60;
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    for transport in BOTH {
+        let mut peer = greet_for(&victim, transport, CALLS as u32 + 1);
+        // More than any ring or socket takes.
+        (1..=CALLS).for_each(|id| open(&mut peer, EARLY.kind(), id));
+        // Its refusal waits for room, too, and nothing is read meanwhile.
+        open(&mut peer, UNKNOWN, CALLS + 1);
+        for id in 1..=CALLS + 1 {
+            let kind = if id > CALLS { UNKNOWN } else { EARLY.kind() };
+            peer.send_frame(&item(kind, id, b"late"));
+        }
+        for _ in 0..=CALLS {
+            assert!(peer.hear_frame().0.flags.is_response());
+        }
+        assert_eq!(peer.call(ECHO, 1, b"goes on").1, b"goes on");
+    }
+    assert_eq!(victim.stat("misbehaved"), 0);
+    victim.assert_unharmed();
+}
+
+/// Where frames with priority go first, more calls than are remembered may be begun before a late frame's turn comes, and
+/// an item before its own request.
+#[test]
+fn frames_that_were_overtaken_are_late_and_never_cut() {
+    const PLACES: u32 = 2;
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    for transport in BOTH {
+        let mut peer = greet_for(&victim, transport, PLACES);
+        open(&mut peer, EARLY.kind(), 1);
+        peer.hear_frame();
+        peer.send_frame(&RawFrame::request(HOLD, 2, b""));
+        peer.send_frame(&item(EARLY.kind(), 1, b"late"));
+        for id in 3..3 + 2 * u64::from(PLACES) {
+            let flags = Flags::REQUEST | Flags::STREAM | Flags::PRIORITY;
+            peer.send_frame(&RawFrame::of(flags, UNKNOWN, id, b""));
+        }
+        for _ in 0..=2 * PLACES {
+            assert!(peer.hear_frame().0.flags.is_response());
+        }
+        assert_eq!(peer.call(ECHO, 100, b"goes on").1, b"goes on");
+
+        peer.send_frame(&RawFrame::request(HOLD, 2, b""));
+        open(&mut peer, COUNT.kind(), 50);
+        let flags = Flags::STREAM | Flags::PRIORITY;
+        peer.send_frame(&RawFrame::of(flags, COUNT.kind(), 50, b"x"));
+        peer.send_frame(&last(COUNT.kind(), 50));
+        for expected in [2, 50] {
+            let (header, _) = peer.hear_frame();
+            assert_eq!((header.id.get(), header.flags), (expected, Flags::RESPONSE));
+        }
+        assert_eq!(peer.call(ECHO, 100, b"goes on").1, b"goes on");
+    }
+    assert_eq!(victim.stat("misbehaved"), 0);
+    victim.assert_unharmed();
+}
+
+/// What a caller sends for a call whose answer it read long ago, against the rule, may end its connection.
+#[test]
+fn item_of_a_call_that_twice_as_many_have_followed_is_cut_and_of_one_fewer_is_late() {
+    const PLACES: u64 = 3;
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    for transport in BOTH {
+        let mut peer = greet_for(&victim, transport, PLACES as u32);
+        for id in 1..=2 * PLACES {
+            open(&mut peer, EARLY.kind(), id);
+            peer.hear_frame();
+            peer.send_frame(&item(EARLY.kind(), 1, b"late"));
+            assert_eq!(peer.call(ECHO, 100, b"goes on").1, b"goes on");
+        }
+        open(&mut peer, EARLY.kind(), 2 * PLACES + 1);
+        peer.hear_frame();
+        peer.send_frame(&item(EARLY.kind(), 1, b"too late"));
+        assert_eq!(hear_goodbye(&mut peer), WireError::UnknownCall.number());
+        victim.assert_serves_others();
+    }
+    victim.await_stat("late", 2 * 2 * PLACES);
+    victim.await_stat("misbehaved", 2);
     victim.assert_unharmed();
 }
 

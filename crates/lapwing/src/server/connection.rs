@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::ahead::Ahead;
+use super::ended::EndedStreams;
 use super::handler::{
     AsyncHandler, Caller, Handler, InlineCall, LONG_BYTES, Origin, Panicked, Running, TypedFn,
     run_inline, run_typed, served_code,
@@ -74,6 +75,8 @@ struct Outbox {
     sending: Sending,
     /// Calls that are running in tasks of their own, by id.
     running: HashMap<u64, RunningCall>,
+    /// Those with streams that were answered last.
+    ended: EndedStreams,
     /// One-way messages whose handlers are running in tasks of their own.
     running_oneway: usize,
     /// Who waits for room.
@@ -203,6 +206,7 @@ impl Connection {
         let outbox = Outbox {
             sending,
             running: HashMap::new(),
+            ended: EndedStreams::new(agreed.limits.calls_in_flight as usize),
             running_oneway: 0,
             waiting: Vec::new(),
             tickets: 0,
@@ -798,9 +802,7 @@ impl Connection {
         let mut outbox = lock(&self.out.outbox);
         tally_received(&mut outbox.tally, header);
         let Some(call) = outbox.running.get(&header.id.get()) else {
-            // Sent before the caller knew that the call was over.
-            outbox.tally.late += 1;
-            return Ok(None);
+            return self.take_as_late(outbox, header);
         };
         if call.kind != header.kind || !sends_items(call.shape) {
             let detail = "an item is of another kind than its stream";
@@ -842,8 +844,7 @@ impl Connection {
             _ => None,
         };
         let Some(call) = outbox.running.get(&header.id.get()) else {
-            outbox.tally.late += 1;
-            return Ok(None);
+            return self.take_as_late(outbox, header);
         };
         let (state, shape) = (Arc::clone(&call.state), call.shape);
         if credit.is_none() {
@@ -867,6 +868,24 @@ impl Connection {
                 Ok(None)
             }
         }
+    }
+
+    /// A frame of a call that does not run: it was sent before the caller knew that the call was over. One whose call
+    /// never was ends the connection, where that is certain: not of a Cancel, as calls without streams are not
+    /// remembered, nor of a frame that calls which were read after it have overtaken.
+    #[cold]
+    fn take_as_late(
+        &self,
+        mut outbox: MutexGuard<'_, Outbox>,
+        header: &Header,
+    ) -> Result<Option<Header>, Broken> {
+        let known = header.kind == Kind::CANCEL || outbox.ended.contains(header.id.get());
+        if !known && self.ahead.is_in_order(header.id) {
+            let detail = "an item or credit is of a call that was never opened";
+            return Err(misbehaved(WireError::UnknownCall, detail));
+        }
+        outbox.tally.late += 1;
+        Ok(None)
     }
 
     /// An async handler that was done at its first poll: no task, no allocation.
@@ -1035,7 +1054,11 @@ impl Connection {
         self.reply.clear();
         self.reply.resize(Header::BYTES, 0);
         self.reply.extend_from_slice(&status.encode());
-        match outbox.sending.send_in_place(response, &mut self.reply) {
+        let sent = outbox.sending.send_in_place(response, &mut self.reply);
+        if matches!(sent, Ok(()) | Err(SendError::Full)) && self.has_stream(header) {
+            outbox.ended.remember(header.id.get());
+        }
+        match sent {
             Ok(()) => {
                 outbox.tally.sent += 1;
                 Ok(None)
@@ -1048,6 +1071,13 @@ impl Connection {
             }
             Err(SendError::Broken(broken)) => Err(broken),
         }
+    }
+
+    /// Whether items or credit may be on their way for a request that is answered without having run: the caller says
+    /// so, or the method takes or gives some.
+    fn has_stream(&self, header: &Header) -> bool {
+        let route = self.shared.router.find(header.kind);
+        header.flags.contains(Flags::STREAM) || route.is_some_and(|route| is_stream(route.shape))
     }
 
     #[cold]
@@ -1510,6 +1540,9 @@ impl Out {
         let bytes = payload.len();
         match sent {
             Ok(()) => {
+                if running.is_some_and(|call| is_stream(call.shape)) {
+                    outbox.ended.remember(id);
+                }
                 outbox.tally.sent += 1;
                 outbox.tally.sent_bytes += bytes as u64;
                 outbox.tally.errors += u64::from(response.flags.contains(Flags::ERROR));
