@@ -508,6 +508,32 @@ fn frames_that_were_overtaken_are_late_and_never_cut() {
     victim.assert_unharmed();
 }
 
+#[test]
+fn item_with_priority_overtakes_neither_its_request_nor_the_items_before_it() {
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    for transport in BOTH {
+        let mut peer = RawPeer::greet(victim.path(), transport);
+        let flags = Flags::STREAM | Flags::PRIORITY;
+        for priority in [[true, false], [false, true], [true, true]] {
+            peer.send_frame(&RawFrame::request(HOLD, 2, b""));
+            open(&mut peer, MIRROR.kind(), 50);
+            for (priority, text) in priority.into_iter().zip([b"first", b"other"]) {
+                match priority {
+                    true => peer.send_frame(&RawFrame::of(flags, MIRROR.kind(), 50, text)),
+                    false => peer.send_frame(&item(MIRROR.kind(), 50, text)),
+                }
+            }
+            peer.send_frame(&last(MIRROR.kind(), 50));
+            let came =
+                [(); 4].map(|()| peer.hear_frame()).map(|(header, text)| (header.id.get(), text));
+            let expected = [(2, &b""[..]), (50, b"first"), (50, b"other"), (50, b"")];
+            assert_eq!(came, expected.map(|(id, text)| (id, text.to_vec())), "{priority:?}");
+        }
+    }
+    assert_eq!(victim.stat("late"), 0);
+    victim.assert_unharmed();
+}
+
 /// What a caller sends for a call whose answer it read long ago, against the rule, may end its connection.
 #[test]
 fn item_of_a_call_that_twice_as_many_have_followed_is_cut_and_of_one_fewer_is_late() {

@@ -50,11 +50,15 @@ fn is_message(header: &Header) -> bool {
 }
 
 impl Ahead {
-    /// Frames with priority, and the word that a call is given up, unless that call still waits here.
+    /// Frames with priority do, but not what came before of their own call; and the word that a call is given up, unless
+    /// that call still waits here.
     fn overtakes(&self, header: &Header) -> bool {
-        let mut waiting = self.others.iter().map(|waiting| &waiting.header);
-        let waits = |other: &Header| other.id == header.id && other.flags.is_request();
-        header.flags.contains(Flags::PRIORITY) || header.kind == Kind::CANCEL && !waiting.any(waits)
+        let of_call = |other: &&Header| other.id == header.id && other.id != MessageId::CONNECTION;
+        let mut before = self.others.iter().map(|waiting| &waiting.header).filter(of_call);
+        if header.kind == Kind::CANCEL {
+            return !before.any(|other| other.flags.is_request());
+        }
+        header.flags.contains(Flags::PRIORITY) && before.next().is_none()
     }
 
     /// Marks the request that waits here and that this frame gives up; whether there is one. A second such frame for it
