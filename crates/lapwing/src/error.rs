@@ -250,13 +250,13 @@ pub enum CallError {
     /// There is no room now, and the call was not to wait for any.
     #[error("the connection has no room for another call now; try again later")]
     Full,
-    /// The request cannot be written, or the reply cannot be read as the method's type.
-    #[error("the {what} of {method}: {source}")]
+    /// What was to be sent cannot be written, or what has come cannot be read as the method's type.
+    #[error("{}: {source}", part.failed(method))]
     Codec {
         /// The method's name.
         method: &'static str,
-        /// `request`, `reply` or `item`.
-        what: &'static str,
+        /// What of the call it is.
+        part: Part,
         /// What is wrong, and where.
         source: crate::codec::CodecError,
     },
@@ -284,6 +284,33 @@ pub enum CallError {
     /// The server broke the protocol, and the connection was closed for it.
     #[error(transparent)]
     Protocol(#[from] PeerMisbehaved),
+}
+
+/// What of a call a [`CallError::Codec`] is about.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Part {
+    /// Its request.
+    Request,
+    /// Its reply.
+    Reply,
+    /// A one-way message.
+    Message,
+    /// An item that was to be sent. The first is 1, and one that was not sent does not count.
+    ItemSent(u64),
+    /// An item that has come. The first is 1.
+    ItemReceived(u64),
+}
+
+impl Part {
+    fn failed(self, method: &str) -> String {
+        match self {
+            Part::Request => format!("the request for {method} cannot be written"),
+            Part::Reply => format!("the reply of {method} cannot be read"),
+            Part::Message => format!("the message for {method} cannot be written"),
+            Part::ItemSent(number) => format!("item {number} for {method} cannot be written"),
+            Part::ItemReceived(number) => format!("item {number} of {method} cannot be read"),
+        }
+    }
 }
 
 fn disconnected(delivered: Delivered, reason: &EndReason) -> String {

@@ -1,6 +1,7 @@
 //! What a payload in postcard gets that would make of its type more than a process can bear: it is refused,
 //! in a server and in both clients, and the next call is served.
 
+use lapwing::error::Part;
 use lapwing::{Builder, Call, CallError, Code, IpcClient, Payload, Raw, Transport, Unary};
 use lapwing_testkit::{Victim, test_name};
 use serde::{Deserialize, Serialize};
@@ -66,8 +67,8 @@ fn request_beyond_the_bounds_is_refused_and_the_next_is_served() {
 fn reply_beyond_the_bounds_is_a_typed_error_and_the_next_is_read() {
     let Some(mut victim) = Victim::start(test_name!(), with_chains) else { return };
     let assert_refused = |error: CallError| {
-        assert!(matches!(error, CallError::Codec { what: "reply", .. }), "{error:?}");
-        let sentence = "the reply of hostile: it is nested deeper than 128 levels";
+        assert!(matches!(error, CallError::Codec { part: Part::Reply, .. }), "{error:?}");
+        let sentence = "the reply of hostile cannot be read: it is nested deeper than 128 levels";
         assert_eq!(error.to_string(), sentence);
     };
     for transport in BOTH {

@@ -330,7 +330,7 @@ async fn malformed_requests_are_invalid_arguments_with_the_field_s_path() {
     upload.send(&r#"{"at": -1, "text": ""}"#.into()).await.unwrap();
     let refused = status(upload.finish().await.unwrap_err());
     assert_eq!(refused.code, Code::InvalidArgument);
-    let part = "at at: invalid value: integer `-1`, expected u64";
+    let part = "item 2 of the request cannot be read: at at: invalid value: integer `-1`";
     assert!(refused.message.contains(part), "{}", refused.message);
 
     let refused = status(client.call_raw(JOIN.kind(), &[1, 3, 9, b'a']).await.unwrap_err());

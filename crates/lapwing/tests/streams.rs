@@ -1399,7 +1399,7 @@ async fn requests_that_cannot_be_read_are_answered_with_the_field() {
     // The same method, believed to answer with text.
     const WRONG: Unary<String, String> = Unary::new(0x0500, "test.length");
     let error = client.call(WRONG, &"abc".to_owned()).await.unwrap_err();
-    assert!(error.to_string().starts_with("the reply of test.length: "), "{error}");
+    assert!(error.to_string().starts_with("the reply of test.length cannot be read: "), "{error}");
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use crate::client::{
     ended_in_time, in_time, kind_of, read, try_sent, write, written,
 };
 use crate::codec::{Decode, Encode, Form};
-use crate::error::{CallError, timed};
+use crate::error::{CallError, Part, timed};
 use crate::method::{ClientStream, Duplex, OneWay, ServerStream, Unary};
 use crate::payload::Payload;
 use crate::spans::{self, CallSpan, code_of};
@@ -52,12 +52,12 @@ impl IpcClient {
             }
             _ => {
                 let travel = options.travel();
-                let mut written = written(method, request, "request", travel.as_ref())?;
+                let mut written = written(method, request, Part::Request, travel.as_ref())?;
                 let mut out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
                 self.call_out(&mut out, method.name())?
             }
         };
-        read::<R, C>(method.name(), "reply", reply, options.form())
+        read::<R, C>(method.name(), Part::Reply, reply, options.form())
     }
 
     /// Calls a method if there is room for another call now. With options it is [`IpcClient::call_with`] under
@@ -106,7 +106,7 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let travel = options.travel();
-        let mut written = written(method, request, "request", travel.as_ref())?;
+        let mut written = written(method, request, Part::Request, travel.as_ref())?;
         let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
         let call = self.submit_out(out, method.name())?;
         Ok(PendingReply { call, method: method.name(), form: options.form(), types: PhantomData })
@@ -168,7 +168,7 @@ impl IpcClient {
         when_full: WhenFull,
     ) -> Result<(), CallError> {
         let travel = options.travel();
-        let mut written = written(method, message, "message", travel.as_ref())?;
+        let mut written = written(method, message, Part::Message, travel.as_ref())?;
         let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
         self.send_out(out, method.name(), when_full)
     }
@@ -189,7 +189,7 @@ impl IpcClient {
         C: Encode<Q>,
     {
         let travel = options.travel();
-        let mut written = written(method, request, "request", travel.as_ref())?;
+        let mut written = written(method, request, Part::Request, travel.as_ref())?;
         let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
         let call = self.open(out, method.name(), Brings::Items { caller_sends: false })?;
         Ok(ItemStream::new(Arc::new(call), method.name()))
@@ -266,7 +266,7 @@ impl<R, C: Decode<R>> PendingReply<'_, R, C> {
     ///
     /// As [`IpcClient::call_with`].
     pub fn collect(self) -> Result<R, CallError> {
-        read::<R, C>(self.method, "reply", self.call.collect()?, self.form)
+        read::<R, C>(self.method, Part::Reply, self.call.collect()?, self.form)
     }
 }
 
@@ -373,13 +373,15 @@ impl Drop for OpenCall {
 pub struct ItemStream<T, C> {
     /// `None` after its end.
     call: Option<Arc<OpenCall>>,
+    /// Items that have come.
+    taken: u64,
     method: &'static str,
     types: PhantomData<fn(C) -> T>,
 }
 
 impl<T, C> ItemStream<T, C> {
     fn new(call: Arc<OpenCall>, method: &'static str) -> ItemStream<T, C> {
-        ItemStream { call: Some(call), method, types: PhantomData }
+        ItemStream { call: Some(call), taken: 0, method, types: PhantomData }
     }
 }
 
@@ -389,7 +391,11 @@ impl<T, C: Decode<T>> Iterator for ItemStream<T, C> {
     fn next(&mut self) -> Option<Self::Item> {
         let call = self.call.as_ref()?;
         match call.item() {
-            Ok(Item::Here(item)) => Some(read::<T, C>(self.method, "item", item, call.form)),
+            Ok(Item::Here(item)) => {
+                self.taken += 1;
+                let part = Part::ItemReceived(self.taken);
+                Some(read::<T, C>(self.method, part, item, call.form))
+            }
             Ok(Item::Over(outcome)) => {
                 let ended = call.ended(call.shared().core.conclude(outcome));
                 self.call = None;
@@ -419,13 +425,15 @@ impl<T, C> Drop for ItemStream<T, C> {
 pub struct ItemSender<T, C> {
     call: Arc<OpenCall>,
     finished: bool,
+    /// Items that went out.
+    sent: u64,
     method: &'static str,
     types: PhantomData<fn(T) -> C>,
 }
 
 impl<T, C> ItemSender<T, C> {
     fn new(call: Arc<OpenCall>, method: &'static str) -> ItemSender<T, C> {
-        ItemSender { call, finished: false, method, types: PhantomData }
+        ItemSender { call, finished: false, sent: 0, method, types: PhantomData }
     }
 
     /// Says that no item follows. The stream of replies goes on.
@@ -457,7 +465,9 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
     pub fn send(&mut self, item: &T) -> Result<(), CallError> {
         let item = self.write(item)?;
         in_time(self.call.deadline)?;
-        ended_in_time(self.call.deadline, self.call.send(Some(&item)))
+        ended_in_time(self.call.deadline, self.call.send(Some(&item)))?;
+        self.sent += 1;
+        Ok(())
     }
 
     /// Sends one item if there is room for it now.
@@ -470,11 +480,14 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
         in_time(self.call.deadline)?;
         let sent = self.call.shared().core.send_item(&self.call.call, &item, None);
         self.call.client.leave_rest();
-        ended_in_time(self.call.deadline, try_sent(sent))
+        ended_in_time(self.call.deadline, try_sent(sent))?;
+        self.sent += 1;
+        Ok(())
     }
 
     fn write(&self, item: &T) -> Result<Payload, CallError> {
-        let failed = |source| CallError::Codec { method: self.method, what: "item", source };
+        let part = Part::ItemSent(self.sent + 1);
+        let failed = |source| CallError::Codec { method: self.method, part, source };
         Payload::write(|bytes| self.call.form.encode::<T, C>(item, bytes).map_err(failed))
     }
 }
@@ -527,7 +540,7 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
             let item = call.item().or_else(|error| call.ended(Err(error)))?;
             if let Item::Over(outcome) = item {
                 let reply = call.ended(call.shared().core.conclude(outcome))?;
-                return read::<R, C>(self.sender.method, "reply", reply, call.form);
+                return read::<R, C>(self.sender.method, Part::Reply, reply, call.form);
             }
             // Such a method has no stream of replies.
         }

@@ -17,7 +17,7 @@ use super::streams::{Item, ItemError};
 use super::{InTime, IpcClient, NoTimer, Shared, Until};
 use crate::ambient::Ambient;
 use crate::codec::{Decode, Encode, Form};
-use crate::error::{CallError, timed};
+use crate::error::{CallError, Part, timed};
 use crate::link::{Metadata, Written};
 use crate::method::{ClientStream, Duplex, Method, OneWay, ServerStream, Shape, Unary};
 use crate::payload::Payload;
@@ -29,7 +29,7 @@ use crate::waking::let_others_run;
 pub(crate) fn written<S: Shape, Q, R, C: Encode<Q>>(
     method: Method<S, Q, R, C>,
     request: &Q,
-    what: &'static str,
+    part: Part,
     travel: Option<&Travel<'_>>,
 ) -> Result<Written, CallError> {
     let begun = match travel {
@@ -39,7 +39,7 @@ pub(crate) fn written<S: Shape, Q, R, C: Encode<Q>>(
         }
     };
     let mut written = begun.map_err(|error| CallError::BadMetadata(error.to_string()))?;
-    let failed = |source| CallError::Codec { method: method.name(), what, source };
+    let failed = |source| CallError::Codec { method: method.name(), part, source };
     let form = travel.map_or(Form::Own, |travel| travel.form);
     form.encode::<Q, C>(request, written.payload_mut()).map_err(failed)?;
     Ok(written)
@@ -52,7 +52,7 @@ pub(crate) fn write<Q, R, C: Encode<Q>>(
     request: &Q,
     into: &mut Vec<u8>,
 ) -> Result<(), CallError> {
-    let failed = |source| CallError::Codec { method: method.name(), what: "request", source };
+    let failed = |source| CallError::Codec { method: method.name(), part: Part::Request, source };
     C::encode(request, into).map_err(failed)
 }
 
@@ -62,11 +62,11 @@ pub(crate) fn kind_of<S: Shape, Q, R, C>(method: Method<S, Q, R, C>) -> Kind {
 
 pub(crate) fn read<T, C: Decode<T>>(
     method: &'static str,
-    what: &'static str,
+    part: Part,
     payload: Payload,
     form: Form,
 ) -> Result<T, CallError> {
-    form.decode::<T, C>(payload).map_err(|source| CallError::Codec { method, what, source })
+    form.decode::<T, C>(payload).map_err(|source| CallError::Codec { method, part, source })
 }
 
 impl IpcClient {
@@ -100,7 +100,7 @@ impl IpcClient {
         let mut call = Plain::new(kind_of(method), Until::Never);
         write(method, request, call.payload_mut())?;
         let reply = self.call_now::<NoTimer>(&mut call).await?;
-        read::<R, C>(method.name(), "reply", reply, Form::Own)
+        read::<R, C>(method.name(), Part::Reply, reply, Form::Own)
     }
 
     /// Calls a method with a time limit, metadata or a trace, in JSON, or only if there is room now.
@@ -130,12 +130,12 @@ impl IpcClient {
             }
             _ => {
                 let travel = options.travel();
-                let mut written = written(method, request, "request", travel.as_ref())?;
+                let mut written = written(method, request, Part::Request, travel.as_ref())?;
                 let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
                 self.call_with_travel(out, method.name()).await?
             }
         };
-        read::<R, C>(method.name(), "reply", reply, options.form())
+        read::<R, C>(method.name(), Part::Reply, reply, options.form())
     }
 
     /// Calls a method if there is room for another call now. With options it is [`IpcClient::call_with`] under
@@ -245,7 +245,7 @@ impl IpcClient {
         when_full: WhenFull,
     ) -> Result<(), CallError> {
         let travel = options.travel();
-        let mut written = written(method, message, "message", travel.as_ref())?;
+        let mut written = written(method, message, Part::Message, travel.as_ref())?;
         let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
         self.send_out(out, method.name(), when_full).await
     }
@@ -290,7 +290,7 @@ impl IpcClient {
         C: Encode<Q>,
     {
         let travel = options.travel();
-        let mut written = written(method, request, "request", travel.as_ref())?;
+        let mut written = written(method, request, Part::Request, travel.as_ref())?;
         let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
         let call = self.open(out, method.name(), Brings::Items { caller_sends: false }).await?;
         Ok(ItemStream::new(call, method.name()))
@@ -454,6 +454,8 @@ pub struct ItemStream<T, C> {
     /// `None` after its end.
     call: Option<Arc<OpenCall>>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Items that have come.
+    taken: u64,
     method: &'static str,
     types: PhantomData<fn(C) -> T>,
 }
@@ -465,7 +467,7 @@ impl<T, C> ItemStream<T, C> {
 
     fn of(call: Arc<OpenCall>, method: &'static str) -> ItemStream<T, C> {
         let timer = call.deadline.map(|at| Box::pin(sleep_until(at.into())));
-        ItemStream { call: Some(call), timer, method, types: PhantomData }
+        ItemStream { call: Some(call), timer, taken: 0, method, types: PhantomData }
     }
 
     fn end(&mut self) {
@@ -505,7 +507,11 @@ impl<T, C: Decode<T>> ItemStream<T, C> {
         match call.poll_item(cx.waker()) {
             // What has come is no reason to go on past the deadline: there may be no end to it.
             Poll::Ready(Item::Here(item)) => match in_time(call.deadline) {
-                Ok(()) => Poll::Ready(Some(read::<T, C>(self.method, "item", item, call.form))),
+                Ok(()) => {
+                    self.taken += 1;
+                    let part = Part::ItemReceived(self.taken);
+                    Poll::Ready(Some(read::<T, C>(self.method, part, item, call.form)))
+                }
                 Err(error) => Poll::Ready(Some(self.end_with(error))),
             },
             Poll::Ready(Item::Over(outcome)) => {
@@ -544,13 +550,15 @@ impl<T, C> Drop for ItemStream<T, C> {
 pub struct ItemSender<T, C> {
     call: Arc<OpenCall>,
     finished: bool,
+    /// Items that went out.
+    sent: u64,
     method: &'static str,
     types: PhantomData<fn(T) -> C>,
 }
 
 impl<T, C> ItemSender<T, C> {
     fn new(call: Arc<OpenCall>, method: &'static str) -> ItemSender<T, C> {
-        ItemSender { call, finished: false, method, types: PhantomData }
+        ItemSender { call, finished: false, sent: 0, method, types: PhantomData }
     }
 
     /// Says that no item follows. The stream of replies goes on.
@@ -596,7 +604,9 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
         let mut turn = Turn::new(&self.call.shared.core);
         let work = poll_fn(|cx| self.call.poll_send(cx, Some(&item), &mut turn));
         let sent = super::within(self.call.deadline.into(), pin!(work)).await;
-        ended_in_time(self.call.deadline, sent)
+        ended_in_time(self.call.deadline, sent)?;
+        self.sent += 1;
+        Ok(())
     }
 
     /// Sends one item if there is room for it now.
@@ -609,11 +619,14 @@ impl<T, C: Encode<T>> ItemSender<T, C> {
         in_time(self.call.deadline)?;
         let sent = self.call.shared.core.send_item(&self.call.call, &item, None);
         self.call.shared.sent();
-        ended_in_time(self.call.deadline, try_sent(sent))
+        ended_in_time(self.call.deadline, try_sent(sent))?;
+        self.sent += 1;
+        Ok(())
     }
 
     fn write(&self, item: &T) -> Result<Payload, CallError> {
-        let failed = |source| CallError::Codec { method: self.method, what: "item", source };
+        let part = Part::ItemSent(self.sent + 1);
+        let failed = |source| CallError::Codec { method: self.method, part, source };
         Payload::write(|bytes| self.call.form.encode::<T, C>(item, bytes).map_err(failed))
     }
 }
@@ -712,7 +725,7 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
         });
         let outcome = super::within(call.deadline.into(), pin!(over)).await;
         let reply = call.ended(outcome.and_then(|outcome| call.shared.core.conclude(outcome)))?;
-        read::<R, C>(self.sender.method, "reply", reply, call.form)
+        read::<R, C>(self.sender.method, Part::Reply, reply, call.form)
     }
 }
 

@@ -22,6 +22,8 @@ pub struct ItemSink {
     state: Arc<CallState>,
     /// Room for the header, then the item.
     frame: Vec<u8>,
+    /// Items that went out.
+    sent: u64,
     /// Its place among those who wait for room, until it is dropped or has sent.
     ticket: Option<Ticket>,
 }
@@ -45,7 +47,12 @@ impl Drop for ItemSink {
 
 impl ItemSink {
     pub(crate) fn new(out: Arc<Out>, state: Arc<CallState>) -> ItemSink {
-        ItemSink { out, state, frame: Vec::new(), ticket: None }
+        ItemSink { out, state, frame: Vec::new(), sent: 0, ticket: None }
+    }
+
+    /// The number of the item that is sent next. The first is 1.
+    pub(crate) fn number(&self) -> u64 {
+        self.sent + 1
     }
 
     /// Sends one item, waiting while the reader is behind.
@@ -129,6 +136,7 @@ impl ItemSink {
                 if self.frame.capacity() > KEPT_ITEM_BYTES {
                     self.frame = Vec::new();
                 }
+                self.sent += 1;
                 return Poll::Ready(Ok(()));
             }
             Err(error) => error,
@@ -137,7 +145,9 @@ impl ItemSink {
         match error {
             SendError::Full => Poll::Pending,
             SendError::TooLarge(max) => {
-                let message = format!("an item has {bytes} bytes, and this connection takes {max}");
+                let number = self.number();
+                let message =
+                    format!("item {number} has {bytes} bytes, and this connection takes {max}");
                 Poll::Ready(Err(Status::resource_exhausted(message)))
             }
             SendError::OverQuota => Poll::Ready(Err(over_quota())),
@@ -151,6 +161,8 @@ impl ItemSink {
 pub struct ItemSource {
     out: Arc<Out>,
     state: Arc<CallState>,
+    /// Items that were taken.
+    taken: u64,
     /// Credit that found no room yet.
     owed: Credit,
     /// As an [`ItemSink`]'s, for that credit.
@@ -165,7 +177,12 @@ impl Drop for ItemSource {
 
 impl ItemSource {
     pub(crate) fn new(out: Arc<Out>, state: Arc<CallState>) -> ItemSource {
-        ItemSource { out, state, owed: Credit::default(), ticket: None }
+        ItemSource { out, state, taken: 0, owed: Credit::default(), ticket: None }
+    }
+
+    /// The number of the item that was taken last. The first is 1.
+    pub(crate) fn number(&self) -> u64 {
+        self.taken
     }
 
     /// The next item, or `None` after the caller's last.
@@ -186,6 +203,7 @@ impl ItemSource {
         self.pay(cx);
         match self.state.take_item(cx.waker()) {
             Taken::Item(item, credit) => {
+                self.taken += 1;
                 if let Some(Credit { items, bytes }) = credit {
                     self.owed.items += items;
                     self.owed.bytes += bytes;

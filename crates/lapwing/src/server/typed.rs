@@ -35,9 +35,9 @@ impl<T, C: Encode<T>> Sink<T, C> {
     ///
     /// The item was sent whole or not at all; it was not when this never completed.
     pub async fn send(&mut self, item: &T) -> Result<(), Status> {
-        let form = self.form;
+        let (form, number) = (self.form, self.items.number());
         let write = |frame: &mut Vec<u8>| form.encode::<T, C>(item, frame);
-        self.items.send_with(|frame| write(frame).map_err(|e| unwritable(&e))).await
+        self.items.send_with(|frame| write(frame).map_err(|e| unwritable_item(number, &e))).await
     }
 
     /// Sends one item if there is room for it now.
@@ -46,9 +46,9 @@ impl<T, C: Encode<T>> Sink<T, C> {
     ///
     /// [`TrySendError::Full`] when there is none, and as [`Sink::send`].
     pub fn try_send(&mut self, item: &T) -> Result<(), TrySendError> {
-        let form = self.form;
+        let (form, number) = (self.form, self.items.number());
         let write = |frame: &mut Vec<u8>| form.encode::<T, C>(item, frame);
-        self.items.try_send_with(|frame| write(frame).map_err(|e| unwritable(&e)))
+        self.items.try_send_with(|frame| write(frame).map_err(|e| unwritable_item(number, &e)))
     }
 }
 
@@ -72,11 +72,11 @@ impl<T, C: Decode<T>> Source<T, C> {
     ///
     /// Nothing is lost: an item is taken only when this completes.
     pub async fn next(&mut self) -> Result<Option<T>, Status> {
-        self.items
-            .next_bytes()
-            .await?
-            .map(|item| self.form.decode::<T, C>(item).map_err(|e| unreadable(&e)))
-            .transpose()
+        self.items.next_bytes().await?.map(|item| self.read(item)).transpose()
+    }
+
+    fn read(&self, item: Payload) -> Result<T, Status> {
+        self.form.decode::<T, C>(item).map_err(|e| unreadable_item(self.items.number(), &e))
     }
 }
 
@@ -87,7 +87,7 @@ impl<T, C: Decode<T>> Stream for Source<T, C> {
         let this = self.get_mut();
         let taken = this.items.poll_next(cx);
         taken.map(|item| match item {
-            Ok(item) => item.map(|item| this.form.decode::<T, C>(item).map_err(|e| unreadable(&e))),
+            Ok(item) => item.map(|item| this.read(item)),
             Err(status) => Some(Err(status)),
         })
     }
@@ -97,8 +97,16 @@ fn unreadable(error: &CodecError) -> Status {
     Status::invalid_argument(format!("the request cannot be read: {error}"))
 }
 
+fn unreadable_item(number: u64, error: &CodecError) -> Status {
+    Status::invalid_argument(format!("item {number} of the request cannot be read: {error}"))
+}
+
 fn unwritable(error: &CodecError) -> Status {
     Status::internal(format!("the reply cannot be written: {error}"))
+}
+
+fn unwritable_item(number: u64, error: &CodecError) -> Status {
+    Status::internal(format!("item {number} of the reply cannot be written: {error}"))
 }
 
 fn written<T, C: Encode<T>>(reply: &T, form: Form) -> Result<Payload, Status> {
