@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_path_to_error::{Path, Segment};
 
 use crate::codec::bounds::Bounds;
 use crate::payload::Payload;
@@ -131,11 +132,20 @@ impl CodecError {
     }
 
     fn at<E: fmt::Display>(error: &serde_path_to_error::Error<E>) -> CodecError {
-        let path = error.path().to_string();
-        // A lone dot stands for the whole.
-        let path = if path == "." { String::new() } else { path };
-        CodecError::new(path, error.inner())
+        CodecError::new(place(error.path()), error.inner())
     }
+}
+
+/// The path to the last part that has a name. A key that is no text, or cannot be read, has none.
+fn place(path: &Path) -> String {
+    let nameless = path.iter().rev().take_while(|part| matches!(part, Segment::Unknown)).count();
+    if nameless == path.iter().len() {
+        return String::new();
+    }
+    let mut place = path.to_string();
+    // Each is a question mark, with a dot before it.
+    place.truncate(place.len() - nameless * ".?".len());
+    place
 }
 
 /// Bytes as they are.
@@ -300,6 +310,47 @@ mod tests {
         assert!(error.starts_with("at kkk") && error.len() < 500, "{error}");
         let trailing = <Json as Decode<Page>>::decode(b"{\"lines\": []} x"[..].into());
         assert!(trailing.unwrap_err().what.contains("trailing"));
+    }
+
+    #[test]
+    fn fault_in_a_key_or_variant_is_told_by_what_it_belongs_to_and_never_by_a_question_mark() {
+        #[derive(Deserialize, Debug)]
+        #[expect(dead_code)]
+        enum Kind {
+            Plain,
+            Long(u32),
+        }
+        type Kinds = BTreeMap<String, Vec<Kind>>;
+        type Pairs = BTreeMap<String, BTreeMap<(u8, u8), bool>>;
+        type Counts = BTreeMap<String, BTreeMap<u8, bool>>;
+
+        fn path<C: Decode<T>, T: std::fmt::Debug>(payload: &[u8]) -> String {
+            let error = C::decode(payload.into()).unwrap_err();
+            assert!(!error.to_string().contains('?'), "{error}");
+            error.path
+        }
+        for (text, expected) in [
+            ("{", ""),
+            ("{\"a\": 1", ""),
+            ("{lines: []}", ""),
+            ("{\"lines\": [{\"number\": 1, ", "lines[0]"),
+            ("{\"lines\": [{\"number\": 1, text: \"\"}]}", "lines[0]"),
+        ] {
+            assert_eq!(path::<Json, Page>(text.as_bytes()), expected, "{text}");
+        }
+        assert_eq!(path::<Json, Kinds>(b"{\"a\": [{Long: 1}]}"), "a[0]");
+        assert_eq!(path::<Json, Kinds>(b"{\"a\": [\"Plain\", \"Other\"]}"), "a[1]");
+        assert_eq!(path::<Json, Counts>(b"{\"a\": {x: true}}"), "a");
+        // The key is a pair, and its second number, or the value behind it, is missing.
+        assert_eq!(path::<Postcard, Pairs>(&[1, 1, b'a', 1, 7]), "a");
+        assert_eq!(path::<Postcard, Pairs>(&[1, 1, b'a', 1, 7, 7]), "a");
+        // A variant, or what it holds, is missing.
+        assert_eq!(path::<Postcard, Kinds>(&[1, 1, b'a', 1]), "a[0]");
+        assert_eq!(path::<Postcard, Kinds>(&[1, 1, b'a', 1, 9]), "a[0]");
+        assert!(path::<Postcard, Kinds>(&[1, 1, b'a', 1, 1]).starts_with("a[0]"));
+        // Of a name that has one it is its own.
+        let error = <Json as Decode<BTreeMap<String, u8>>>::decode(b"{\"?\": -1}"[..].into());
+        assert!(error.unwrap_err().to_string().starts_with("at ?: invalid value"));
     }
 
     #[test]
