@@ -91,14 +91,6 @@ impl Endpoint {
             None => lapwing::endpoint_path(&self.name),
         }
     }
-
-    /// The same for a client: where no directory for a socket can be, no server is.
-    pub(crate) fn path_of_server(&self) -> anyhow::Result<PathBuf> {
-        self.path().map_err(|error| match error {
-            EndpointError::Io { .. } => anyhow::Error::from(error).context("nothing listens there"),
-            error => error.into(),
-        })
-    }
 }
 
 /// Reads a whole number of at least `min`.

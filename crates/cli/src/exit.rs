@@ -176,15 +176,11 @@ fn of_connect(error: &ConnectError) -> Exit {
     }
 }
 
-/// Of a client: without a directory for its socket a server cannot be there either.
+/// Of a client: it makes no directory.
 fn of_endpoint(error: &EndpointError) -> Exit {
     match error {
         EndpointError::BadName(_) => Exit::Usage,
-        EndpointError::NotPrivate { .. } => Exit::Refused,
-        EndpointError::Io { source, .. } => match source.kind() {
-            io::ErrorKind::PermissionDenied => Exit::Refused,
-            _ => Exit::NoServer,
-        },
+        EndpointError::NotPrivate { .. } | EndpointError::Io { .. } => Exit::Refused,
     }
 }
 

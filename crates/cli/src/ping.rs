@@ -43,7 +43,7 @@ pub(crate) struct Args {
 const LONGEST_NS: u64 = 60_000_000_000;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let path = args.endpoint.path_of_server()?;
+    let path = args.endpoint.path()?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("could not start the runtime")?.block_on(ping(args, &path))
 }

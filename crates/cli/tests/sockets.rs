@@ -157,15 +157,24 @@ fn bad_runtime_directory_is_said_by_its_variable_to_clients_and_servers() {
     for bad in ["missing", "file"] {
         let bad = folder.join(bad);
         for args in clients {
-            let ended = run_in(&bad, args);
-            ended.fails(3, &format!("{}/lapwing (below XDG_RUNTIME_DIR)", bad.display()));
-            ended.fails(3, "lapwing: nothing listens there: the directory");
-            ended.fails(3, "set XDG_RUNTIME_DIR to a directory of yours");
+            let socket = bad.join("lapwing/lapwing.sock");
+            let sentence = format!(
+                "lapwing: nothing listens on {}: there is no such file; start the server or check the path (`lapwing",
+                socket.display()
+            );
+            run_in(&bad, args).fails(3, &sentence);
         }
-        run_in(&bad, &["serve"]).fails(8, "(below XDG_RUNTIME_DIR)");
+        let server = run_in(&bad, &["serve"]);
+        server.fails(8, &format!("{}/lapwing (below XDG_RUNTIME_DIR)", bad.display()));
+        server.fails(8, "set XDG_RUNTIME_DIR to a directory of yours");
     }
 
+    // A directory that only misses its own for sockets is left as it is by clients.
     let open = folder.join("lapwing");
+    for args in clients {
+        run_in(folder, args).fails(3, "there is no such file; start the server or check the path");
+        assert!(!open.exists(), "{args:?}");
+    }
     fs::create_dir(&open).unwrap();
     mode(&open, 0o777);
     for args in clients {
@@ -191,9 +200,12 @@ fn runtime_directory_that_may_not_be_written_is_said() {
         mode(shown, 0o755);
     }
     let root = place.root.path().to_str().unwrap();
-    for (args, code) in [(&["ping"][..], 4), (&["serve", "--root", root], 8)] {
+    for (args, code, part) in [
+        (&["ping"][..], 3, "nothing listens on"),
+        (&["serve", "--root", root], 8, "(below XDG_RUNTIME_DIR)"),
+    ] {
         let mut command = unprivileged(folder, args);
-        run(command.env("XDG_RUNTIME_DIR", &inner)).fails(code, "(below XDG_RUNTIME_DIR)");
+        run(command.env("XDG_RUNTIME_DIR", &inner)).fails(code, part);
     }
 }
 

@@ -14,25 +14,48 @@ use crate::platform::{self, SOCKET_PATH_BYTES};
 
 /// The path of the endpoint called `name`: `$XDG_RUNTIME_DIR/lapwing/NAME.sock`, or, where that
 /// variable is not set to an absolute path, `/run/user/UID/lapwing/NAME.sock` if that directory of the user's exists, else
-/// `lapwing-UID/NAME.sock` in the system's folder for temporary files. The last directory is made with
-/// mode 0700 if it is missing.
+/// `lapwing-UID/NAME.sock` in the system's folder for temporary files. Nothing is made: where the last directory is
+/// missing, a server makes it with mode 0700 when it binds, and for a client nothing listens there.
 ///
 /// # Errors
 ///
-/// [`EndpointError`] when the name is no file name, or when the directory is not this user's alone.
+/// [`EndpointError`] when the name is no file name, or when the directory is there and not this user's alone.
 pub fn endpoint_path(name: &str) -> Result<PathBuf, EndpointError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
         return Err(EndpointError::BadName(name.to_owned()));
     }
     let (directory, variable) = runtime_directory();
+    match check_private(&directory, variable) {
+        // Who binds or connects there finds what is in the way, and says it.
+        Ok(()) | Err(EndpointError::Io { .. }) => Ok(directory.join(format!("{name}.sock"))),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the directory that `path` lies in, if it is the one for sockets and missing. Whatever a name was
+/// worked out from, that directory is private when it is used.
+fn make_directory_of(path: &Path) -> Result<(), EndpointError> {
+    let (directory, variable) = runtime_directory();
+    if path.parent() != Some(&directory) {
+        return Ok(());
+    }
     match DirBuilder::new().mode(0o700).create(&directory) {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
         Err(source) => return Err(EndpointError::Io { path: directory, source, variable }),
     }
-    check_private(&directory, variable)?;
-    Ok(directory.join(format!("{name}.sock")))
+    check_private(&directory, variable)
+}
+
+/// Refuses what listens on `path` if that lies in the directory for sockets and others can enter it: it may have been
+/// missing when the name was worked out, and somebody else have made it since.
+fn check_directory_of(path: &Path) -> Result<(), EndpointError> {
+    let (directory, variable) = runtime_directory();
+    match path.parent() == Some(&directory) {
+        true => check_private(&directory, variable),
+        false => Ok(()),
+    }
 }
 
 /// The directory for sockets, and the environment variable that it was taken from.
@@ -88,6 +111,7 @@ impl Listener {
         if length > SOCKET_PATH_BYTES {
             return Err(BindError::PathTooLong { path: path.to_owned(), length });
         }
+        make_directory_of(path)?;
         let lock = take_lock(path)?;
         match bind_locked(path) {
             Ok((socket, identity)) => {
@@ -235,7 +259,10 @@ pub(crate) const CONNECT_AGAIN: Duration = Duration::from_millis(2);
 /// full.
 pub(crate) fn try_connect(path: &Path) -> Result<Option<UnixStream>, ConnectError> {
     match platform::connect(path) {
-        Ok(socket) => Ok(Some(socket)),
+        Ok(socket) => {
+            check_directory_of(path)?;
+            Ok(Some(socket))
+        }
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(connect_error(path, error)),
     }

@@ -209,7 +209,7 @@ pub enum ConnectError {
     /// A segment or doorbell could not be made, or the server's is not fit.
     #[error("shared memory could not be set up: {0}")]
     Segment(#[from] lapwing_shm::SegmentError),
-    /// The endpoint's path could not be worked out.
+    /// The directory for sockets, which the path lies in, is not this user's alone.
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
     /// Anything else the system said.

@@ -70,7 +70,21 @@ fn play_namer() {
     process::ready();
     rustix::process::umask(rustix::fs::Mode::empty());
     while let Some(name) = process::told() {
-        process::tell(&match endpoint_path(&name) {
+        if let Some(path) = name.strip_prefix("connect ") {
+            let error = blocking::IpcClient::connect(path).unwrap_err();
+            process::tell(&format!("connect {error}"));
+            continue;
+        }
+        // A client's question, or a server's.
+        let (name, asks) = match name.strip_suffix(" as a client") {
+            Some(name) => (name, true),
+            None => (&*name, false),
+        };
+        process::tell(&match endpoint_path(name) {
+            Ok(path) if asks => match blocking::IpcClient::connect(&path) {
+                Ok(_client) => "connected".to_owned(),
+                Err(error) => format!("connect {error}"),
+            },
             Ok(path) => match IpcServer::builder().bind(&path) {
                 Ok(_server) => format!("ok {:o} {}", mode(&path), path.display()),
                 Err(error) => format!("bind {error}"),
@@ -94,6 +108,11 @@ fn endpoint_of_a_name_lies_in_a_private_directory_that_is_made() {
     let mut namer = namer(test_name!(), folder.path().as_os_str());
     let directory = folder.path().join("lapwing");
     let expected = directory.join("engine.sock");
+    let nothing =
+        format!("connect nothing listens on {}: there is no such file", expected.display());
+    let said = namer.ask("engine as a client");
+    assert!(said.starts_with(&nothing), "{said}");
+    assert!(!directory.exists(), "a client makes no directory");
     for _ in 0..2 {
         assert_eq!(namer.ask("engine"), format!("ok 600 {}", expected.display()));
         assert_eq!(mode(&directory), 0o700, "although the umask is 0");
@@ -118,7 +137,15 @@ fn endpoint_directory_that_others_can_enter_is_refused() {
     for bad in [0o755, 0o710, 0o701, 0o777, 0o1777] {
         fs::set_permissions(&directory, fs::Permissions::from_mode(bad)).unwrap();
         assert_eq!(namer.ask("engine"), format!("not private {bad:o}"));
+        assert_eq!(namer.ask("engine as a client"), format!("not private {bad:o}"));
     }
+    // Also to who asked for the name while the directory was missing, and connects now.
+    let theirs = directory.join("engine.sock");
+    let listener = UnixListener::bind(&theirs).unwrap();
+    let said = namer.ask(&format!("connect {}", theirs.display()));
+    assert!(said.contains("must belong to you") && said.contains("its mode is 1777"), "{said}");
+    drop(listener);
+    fs::remove_file(&theirs).unwrap();
     fs::remove_dir(&directory).unwrap();
     // A link to a private directory is not one itself: who made the link could move it.
     let elsewhere = folder.path().join("elsewhere");
@@ -141,7 +168,9 @@ fn endpoint_without_a_runtime_directory_says_so() {
     let folder = folder();
     let mut namer = namer(test_name!(), folder.path().join("missing").as_os_str());
     let said = namer.ask("engine");
-    assert!(said.starts_with("error ") && said.contains("missing/lapwing"), "{said}");
+    assert!(said.starts_with("bind ") && said.contains("missing/lapwing (below XDG"), "{said}");
+    let said = namer.ask("engine as a client");
+    assert!(said.starts_with("connect nothing listens on ") && said.contains("missing/"), "{said}");
     namer.finish();
 }
 

@@ -94,7 +94,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let source = Source::of(args.request.as_deref());
     let limit = Limit::of(args);
-    let client = Arc::new(limit.connect(&args.endpoint.path_of_server()?)?);
+    let client = Arc::new(limit.connect(&args.endpoint.path()?)?);
     let answer = {
         let (client, wanted) = (Arc::clone(&client), args.method.clone());
         limit.hold("the server said what it takes", move || method::find(&client, &wanted))?

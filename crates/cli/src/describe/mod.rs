@@ -46,7 +46,7 @@ struct Row<'a> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let client = IpcClient::connect(args.endpoint.path_of_server()?)?;
+    let client = IpcClient::connect(args.endpoint.path()?)?;
     if let Some(wanted) = &args.method {
         let Answer::Found(found) = find(&client, wanted)? else {
             let message = format!("the server does not say what its method {wanted} is");

@@ -268,7 +268,8 @@ impl Drop for IpcServer {
 
 impl Builder {
     /// Listens on `path`, with the socket mode 0600 and a lock beside it. A dead server's socket is
-    /// taken over, a live one's is refused.
+    /// taken over, a live one's is refused. The directory of an [`endpoint_path`] is made with mode 0700 if it is
+    /// missing; another has to be there.
     ///
     /// # Errors
     ///
