@@ -1036,6 +1036,83 @@ async fn server_that_answers_early_ends_the_upload_and_its_answer_stays() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answer_to_an_upload_is_seen_by_who_sends_nothing() {
+    const SOON: Duration = Duration::from_secs(20);
+    let fixture = serve(ServerLimits { drain: Duration::ZERO, ..ServerLimits::default() });
+    let none = CallOptions::default();
+    let (mut lost, mut blocking_and_lost) = (Vec::new(), Vec::new());
+    for transport in BOTH {
+        let client = IpcClient::connect_with(&fixture.path, options(transport)).await.unwrap();
+        let mut upload = client.upload(FIRST, &none).await.unwrap();
+        // It is not answered, and who stops waiting for that has lost nothing.
+        let waits = tokio::time::timeout(Duration::from_millis(20), upload.answered()).await;
+        assert!(waits.is_err(), "{transport:?}");
+        upload.send(&42).await.unwrap();
+        for _ in 0..2 {
+            tokio::time::timeout(SOON, upload.answered()).await.expect("an answer");
+        }
+        assert!(matches!(upload.send(&43).await, Err(CallError::StreamEnded)));
+        assert_eq!(upload.finish().await.unwrap(), 42);
+
+        let soon = CallOptions::default().timeout(Duration::from_millis(20));
+        let mut late = client.upload(IGNORES, &soon).await.unwrap();
+        tokio::time::timeout(SOON, late.answered()).await.expect("the call's time ends");
+        assert!(matches!(late.send(&Vec::new()).await, Err(CallError::DeadlineExceeded)));
+        assert!(matches!(late.finish().await, Err(CallError::DeadlineExceeded)));
+
+        let path = fixture.path.clone();
+        let work = move || {
+            let client = blocking::IpcClient::connect_with(&path, &options(transport)).unwrap();
+            let none = CallOptions::default();
+            let mut upload = client.upload(FIRST, &none).unwrap();
+            assert!(!upload.is_answered());
+            upload.send(&42).unwrap();
+            wait_for("the answer", || upload.is_answered());
+            assert!(upload.is_answered());
+            assert!(matches!(upload.send(&43), Err(CallError::StreamEnded)));
+            assert_eq!(upload.finish().unwrap(), 42);
+
+            let soon = CallOptions::default().timeout(Duration::from_millis(20));
+            let late = client.upload(IGNORES, &soon).unwrap();
+            wait_for("the call's end", || late.is_answered());
+            assert!(matches!(late.finish(), Err(CallError::DeadlineExceeded)));
+            let lost = client.upload(IGNORES, &none).unwrap();
+            assert!(!lost.is_answered());
+            (client, lost)
+        };
+        blocking_and_lost.push(tokio::task::spawn_blocking(work).await.unwrap());
+        lost.push(client.upload(IGNORES, &none).await.unwrap());
+    }
+    fixture.server.shutdown().await;
+    for mut lost in lost {
+        tokio::time::timeout(SOON, lost.answered()).await.expect("the connection ends");
+        let error = lost.finish().await.unwrap_err();
+        assert!(
+            matches!(error, CallError::Disconnected { .. } | CallError::Status(_)),
+            "{error:?}"
+        );
+    }
+    let work = move || {
+        for (_client, lost) in blocking_and_lost {
+            wait_for("the connection's end", || lost.is_answered());
+            let error = lost.finish().unwrap_err();
+            let ended = matches!(error, CallError::Disconnected { .. } | CallError::Status(_));
+            assert!(ended, "{error:?}");
+        }
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+}
+
+/// Looks until something is so.
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < end, "never came to be: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Also while it is sent to: its items come whole, then its end, and the sender learns of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_that_ends_a_duplex_early_ends_both_directions_and_its_items_stay() {

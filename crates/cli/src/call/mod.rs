@@ -13,8 +13,8 @@ use std::time::Duration;
 use lapwing::blocking::{IpcClient, ItemSender};
 use lapwing::methods::Shape;
 use lapwing::{
-    CallError, CallOptions, ClientStream, ConnectionState, Duplex, Metadata, OneWay, Payload, Raw,
-    ServerStream, Unary,
+    CallError, CallOptions, ClientStream, Duplex, Metadata, OneWay, Payload, Raw, ServerStream,
+    Unary,
 };
 
 use self::expected::Expected;
@@ -223,7 +223,6 @@ impl Call {
 
     fn client_stream(&self, items: Items) -> anyhow::Result<()> {
         let method = ClientStream::<Vec<u8>, Payload, Raw>::new(self.kind, "");
-        let answers = self.client.stats().timed();
         let upload = self.client.upload(method, &self.options);
         let mut upload = upload.map_err(|error| self.failed(error))?;
         let read = read_each(items);
@@ -239,7 +238,7 @@ impl Call {
                 Err(RecvTimeoutError::Timeout) => {
                     // What is dropped unfinished is cancelled: a part of the input is not the whole.
                     self.limit.check("its input ended")?;
-                    if self.has_ended(answers) {
+                    if upload.is_answered() {
                         break;
                     }
                 }
@@ -247,12 +246,6 @@ impl Call {
         }
         let reply = upload.finish().map_err(|error| self.failed(error))?;
         print(&reply, self.layout(Layout::Indented))
-    }
-
-    /// Whether its answer is here, which none of the answers before it is, or will not come.
-    fn has_ended(&self, answers: u64) -> bool {
-        // The state first: a look at it takes in what has come.
-        self.client.state() != ConnectionState::Connected || self.client.stats().timed() > answers
     }
 
     fn duplex(self, items: Items) -> anyhow::Result<()> {

@@ -527,6 +527,22 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
         self.sender.try_send(item)
     }
 
+    /// Whether the call has ended already: the server has answered, maybe before it had all items, the call's
+    /// time is over, or the connection is. [`Upload::finish`] says at once which. It looks and does not wait.
+    ///
+    /// An item that is sent afterwards goes nowhere, and [`Upload::send`] fails with [`CallError::StreamEnded`] or
+    /// [`CallError::DeadlineExceeded`]. Whether the server has read what was sent before, its answer alone can say.
+    #[must_use]
+    pub fn is_answered(&self) -> bool {
+        let call = &self.sender.call;
+        let is_over = || call.shared().core.is_over(call.call.id, None);
+        if in_time(call.deadline).is_err() || is_over() {
+            return true;
+        }
+        call.client.look();
+        is_over()
+    }
+
     /// Says that no item follows, and waits for the reply.
     ///
     /// # Errors

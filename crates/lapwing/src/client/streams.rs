@@ -133,6 +133,17 @@ impl Core {
         Some(Item::Here(item))
     }
 
+    /// Whether the call is over, with items that were not taken or without; otherwise `waker` is woken when it is, or when
+    /// an item comes.
+    pub(crate) fn is_over(&self, id: MessageId, waker: Option<&Waker>) -> bool {
+        let mut outbox = self.outbox();
+        let Lookup::Live(Call::Stream(call)) = outbox.calls.find(id) else { return true };
+        if call.ended.is_none() {
+            keep(&mut call.reader, waker);
+        }
+        call.ended.is_some()
+    }
+
     /// Sends one item of the call's stream of requests. Without room or credit nothing was sent.
     pub(crate) fn send_item(
         &self,

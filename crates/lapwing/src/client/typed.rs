@@ -409,6 +409,16 @@ impl OpenCall {
         }
     }
 
+    /// Waits for the call's end, and takes nothing of it.
+    fn poll_over(&self, waker: &Waker) -> Poll<()> {
+        let is_over = || self.shared.core.is_over(self.call.id, Some(waker));
+        if is_over() || self.shared.core.deliver_what_is_here() && is_over() {
+            return Poll::Ready(());
+        }
+        self.shared.kick();
+        Poll::Pending
+    }
+
     /// Sends an item, or without one the last word.
     fn poll_send(
         &self,
@@ -698,6 +708,50 @@ impl<T, R, C: Encode<T> + Decode<R>> Upload<T, R, C> {
     /// As [`ItemSender::try_send`].
     pub fn try_send(&mut self, item: &T) -> Result<(), CallError> {
         self.sender.try_send(item)
+    }
+
+    /// Waits until the call has ended: the server has answered, maybe before it had all items, the call's time
+    /// is over, or the connection is. [`Upload::finish`] says at once which.
+    ///
+    /// An item that is sent afterwards goes nowhere, and [`Upload::send`] fails with [`CallError::StreamEnded`] or
+    /// [`CallError::DeadlineExceeded`]. Whether the server has read what was sent before, its answer alone can say.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: the answer stays for [`Upload::finish`].
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example(
+    /// #     client: lapwing::IpcClient,
+    /// #     mut lines: tokio::sync::mpsc::Receiver<String>,
+    /// # ) -> Result<(), lapwing::CallError> {
+    /// use lapwing::{CallError, CallOptions, ClientStream};
+    ///
+    /// const STORE: ClientStream<String, u64> = ClientStream::new(0x0402, "lines.store");
+    /// let mut upload = client.upload(STORE, &CallOptions::default()).await?;
+    /// loop {
+    ///     let line = tokio::select! {
+    ///         line = lines.recv() => line,
+    ///         // It has enough, or cannot go on: no need to wait for another line.
+    ///         () = upload.answered() => None,
+    ///     };
+    ///     let Some(line) = line else { break };
+    ///     match upload.send(&line).await {
+    ///         Err(CallError::StreamEnded) => break,
+    ///         sent => sent?,
+    ///     }
+    /// }
+    /// println!("{} lines are stored", upload.finish().await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn answered(&mut self) {
+        let call = &self.sender.call;
+        let over = poll_fn(|cx| call.poll_over(cx.waker()).map(Ok));
+        // A time that is over is an end.
+        let _ = super::within(call.deadline.into(), pin!(over)).await;
     }
 
     /// Says that no item follows, and waits for the reply.
