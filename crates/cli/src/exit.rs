@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use anstream::AutoStream;
-use lapwing::{BindError, CallError, ConnectError, EndpointError, ServeError};
+use lapwing::{BindError, CallError, Code, ConnectError, EndpointError, ServeError};
 
 use crate::output::{StdoutError, say};
 
@@ -66,6 +66,18 @@ EXIT CODES:
 pub(crate) struct CallFailed {
     pub(crate) method: String,
     pub(crate) source: CallError,
+    /// Whether the server says what the method takes.
+    pub(crate) is_described: bool,
+}
+
+impl CallFailed {
+    /// Where to read what the server would have taken.
+    fn advice(&self) -> Option<String> {
+        let refused = matches!(&self.source, CallError::Status(status) if status.code == Code::InvalidArgument);
+        let method = &self.method;
+        (refused && self.is_described)
+            .then(|| format!(" (`lapwing describe {method}` says what it takes)"))
+    }
 }
 
 /// The time that a call was given is over.
@@ -191,7 +203,7 @@ fn of_bind(error: &BindError) -> Exit {
     }
 }
 
-/// The error and its causes on one line, and a server that could be started. A cause that the text names
+/// The error and its causes on one line, and which command helps. A cause that the text names
 /// already is not repeated, and control characters, which a server may have sent, do not reach the
 /// terminal.
 fn sentence(error: &anyhow::Error) -> String {
@@ -206,6 +218,7 @@ fn sentence(error: &anyhow::Error) -> String {
     if let Some(ConnectError::NotFound { .. } | ConnectError::Stale { .. }) = error.downcast_ref() {
         text.push_str(" (`lapwing serve` starts one that serves files)");
     }
+    text.extend(error.downcast_ref().and_then(CallFailed::advice));
     crate::output::plain(&text)
 }
 

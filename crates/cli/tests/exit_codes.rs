@@ -133,6 +133,9 @@ fn error_status_is_5_and_names_its_code() {
     read(r#"{"path": "missing"}"#).fails(5, "fs.read failed with NotFound: \"missing\" does not");
     read(r#"{"path": "../x"}"#).fails(5, "PermissionDenied");
     read(r#"{"paths": "x"}"#).fails(5, "unknown field `paths`");
+    read(r#"{"paths": "x"}"#).fails(5, " (`lapwing describe fs.read` says what it takes)");
+    place.lapwing(&["call", "fs.write", "x"]).fails(5, "(`lapwing describe fs.write` says what");
+    assert!(!read(r#"{"path": "missing"}"#).stderr.contains("describe"));
 }
 
 #[test]
@@ -242,6 +245,8 @@ fn request_that_is_not_json_is_advised_to_be_raw_only_where_that_can_help() {
     // As of {"path": 1} without quotes around it.
     let unquoted = place.lapwing(&["call", "fs.list.page", "{path: 1}"]);
     unquoted.fails(7, "key must be a string at line 1 column 2; a shell takes quotes away: put");
+    let half = place.lapwing(&["call", "fs.list.page", "{path: \"a\"}"]);
+    half.fails(7, "at line 1 column 2; put names in double quotes, as in {\"a\": 1}");
 }
 
 #[test]

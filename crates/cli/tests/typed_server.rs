@@ -372,6 +372,8 @@ fn call_of_a_client_stream_sends_a_line_an_item_from_every_source() {
         .fed(&call, "1\ntwo\n3\n")
         .fails(7, "line 2 of standard input is not JSON: expected ident at column 2");
     let refused = typed.fed(&call, "1\n-2\n");
+    // Of what the server does not say there is nothing to read.
+    assert!(!refused.stderr.contains("describe"), "{refused:?}");
     refused.fails(5, "numbers.sum failed with InvalidArgument: item 2 of the request cannot be read: invalid value: integer `-2`");
     typed.lapwing(&["call", "numbers.sum", "@/no/such"]).fails(7, "cannot read /no/such");
 }

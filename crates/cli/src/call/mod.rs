@@ -131,6 +131,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             None => method::number(&args.method).transpose()?.unwrap_or_default(),
         },
         client: Arc::clone(&client),
+        is_described: found.is_some_and(|found| found.request_schema().is_some()),
         gives_bytes: found.is_some_and(Found::gives_bytes),
         shape: match found {
             _ if args.one_way => Shape::OneWay,
@@ -174,6 +175,8 @@ struct Call {
     kind: u16,
     name: String,
     options: CallOptions,
+    /// Whether the server says what the method takes.
+    is_described: bool,
     /// Whether replies are bytes.
     gives_bytes: bool,
     shape: Shape,
@@ -189,7 +192,8 @@ const READ_AHEAD: usize = 4;
 impl Call {
     fn failed(&self, source: CallError) -> anyhow::Error {
         if !matches!(source, CallError::DeadlineExceeded) {
-            return CallFailed { method: self.name.clone(), source }.into();
+            let (method, is_described) = (self.name.clone(), self.is_described);
+            return CallFailed { method, source, is_described }.into();
         }
         self.limit.over(match self.shape {
             Shape::Unary | Shape::ClientStream => "its reply came",

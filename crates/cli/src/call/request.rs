@@ -94,6 +94,9 @@ impl Source {
                     _ if self.lost_its_quotes() => {
                         "a shell takes quotes away: put the request in single quotes, as in '{\"a\": \"b\"}'"
                     }
+                    _ if error.to_string().starts_with("key must be a string") => {
+                        "put names in double quotes, as in {\"a\": 1}"
+                    }
                     true => "mend it",
                     false => "mend it, or send bytes of the method's own codec with --raw",
                 };

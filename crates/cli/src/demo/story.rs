@@ -78,7 +78,11 @@ impl Editor<'_> {
     ) -> anyhow::Result<R> {
         let request = serde_json::to_vec(request).context("the request is no JSON")?;
         let reply = self.client.call_raw(kind, &request).await;
-        let reply = reply.map_err(|source| CallFailed { method: name.to_owned(), source })?;
+        let reply = reply.map_err(|source| CallFailed {
+            method: name.to_owned(),
+            source,
+            is_described: false,
+        })?;
         serde_json::from_slice(&reply).with_context(|| format!("the reply of {name} is no JSON"))
     }
 
@@ -214,7 +218,9 @@ impl Editor<'_> {
                 screen.more(plain(&status.message))?;
                 Ok(())
             }
-            Err(source) => bail!(CallFailed { method: FS_READ.1.to_owned(), source }),
+            Err(source) => {
+                bail!(CallFailed { method: FS_READ.1.to_owned(), source, is_described: false })
+            }
             Ok(_) => bail!("the engine read a file outside its root"),
         }
     }
