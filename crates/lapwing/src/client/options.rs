@@ -236,7 +236,8 @@ impl CallOptions {
     }
 
     /// The trace that the call belongs to, and the span that makes it. Default: the trace of the call whose handler
-    /// makes this one.
+    /// makes this one. What belongs into the `tracestate` header of W3C trace context goes as a pair of
+    /// [metadata](CallOptions::metadata) of that name; it does not pass on by itself.
     #[must_use]
     pub fn trace(mut self, trace: TraceContext) -> CallOptions {
         self.trace = Some(trace);
