@@ -6,7 +6,6 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use crate::error::{BindError, ConnectError, EndpointError};
@@ -93,14 +92,16 @@ fn check_private(directory: &Path, variable: Option<&'static str>) -> Result<(),
 ///
 /// Invariant E: whoever holds the lock `PATH.lock` owns the socket file `PATH`; it is removed and made
 /// only under the lock. The kernel frees the lock when the holder dies, so a lock that can be had means
-/// that the socket file beside it is stale.
+/// that the socket file beside it is stale. The lock's file has a byte from after the socket was made until before
+/// it is removed, and is empty otherwise; so others see, without waiting, whether a holder that has no socket begins or
+/// ends, or has lost it.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: UnixListener,
     path: PathBuf,
     /// Device and inode of the socket file this listener made.
     identity: (u64, u64),
-    _lock: File,
+    lock: File,
 }
 
 impl Listener {
@@ -113,9 +114,9 @@ impl Listener {
         }
         make_directory_of(path)?;
         let lock = take_lock(path)?;
-        match bind_locked(path) {
+        match bind_locked(path, &lock) {
             Ok((socket, identity)) => {
-                Ok(Listener { socket, path: path.to_owned(), identity, _lock: lock })
+                Ok(Listener { socket, path: path.to_owned(), identity, lock })
             }
             Err(error) => {
                 // A refusal leaves no file behind. Under the lock still, as in drop.
@@ -136,6 +137,8 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        // One that stays full says at most that the socket was removed.
+        let _ = self.lock.set_len(0);
         // Under the lock still (fields drop after this), so nobody else's file is removed.
         if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity) {
             let _ = fs::remove_file(&self.path);
@@ -145,10 +148,14 @@ impl Drop for Listener {
 }
 
 /// With the lock held: the listening socket, and the device and inode of its file.
-fn bind_locked(path: &Path) -> Result<(UnixListener, (u64, u64)), BindError> {
+fn bind_locked(path: &Path, lock: &File) -> Result<(UnixListener, (u64, u64)), BindError> {
+    // Of a server that was killed.
+    lock.set_len(0).map_err(|error| bind_error(path, error))?;
     clear_stale(path)?;
     let socket = platform::bind_private(path).map_err(|error| bind_error(path, error))?;
     let made = fs::symlink_metadata(path).map_err(|error| bind_error(path, error))?;
+    // A disk without room for it costs others the better sentence.
+    let _ = lock.set_len(1);
     Ok((socket, identity(&made)))
 }
 
@@ -162,31 +169,38 @@ fn lock_path(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// How often a lock that another process holds is looked at, and how long between: that one may be about to make its
-/// socket, or to end.
-const LOOKS: u32 = 50;
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How often a lock is taken anew, at most, because the file it was on has lost its name.
+const TRIES: u32 = 50;
 
+/// Never waits: `bind` is called in async tasks, too.
 fn take_lock(path: &Path) -> Result<File, BindError> {
     let lock_path = lock_path(path);
-    for _ in 0..LOOKS {
+    let failed = |error| bind_error(path, error);
+    for _ in 0..TRIES {
         let file = platform::open_lock_file(&lock_path).map_err(|error| lock_error(path, error))?;
-        if !platform::try_lock(&file).map_err(|error| bind_error(path, error))? {
-            if fs::symlink_metadata(path).is_ok() {
-                return Err(BindError::InUse { path: path.to_owned() });
-            }
-            thread::sleep(LOOK_AGAIN);
-            continue;
+        if !platform::try_lock(&file).map_err(failed)? {
+            return Err(held(path, &file).unwrap_or_else(failed));
         }
-        let held = file.metadata().map_err(|error| bind_error(path, error))?;
+        let held = file.metadata().map_err(failed)?;
         // A holder that ends removes the file: then the lock just taken is on a file without a name, and
         // the next try makes a fresh one.
         if fs::symlink_metadata(&lock_path).is_ok_and(|named| identity(&named) == identity(&held)) {
             return Ok(file);
         }
     }
-    let process = fs::metadata(&lock_path).ok().and_then(|lock| platform::holder_of_lock(&lock));
-    Err(BindError::SocketRemoved { path: path.to_owned(), lock: lock_path, process })
+    // So many have come and gone meanwhile.
+    Err(BindError::InUse { path: path.to_owned() })
+}
+
+/// What it means that another process holds the lock.
+fn held(path: &Path, lock: &File) -> io::Result<BindError> {
+    let is_full = || Ok::<_, io::Error>(lock.metadata()?.len() > 0);
+    // Full before and after: so the socket was not only not made yet, or removed by its server already.
+    if !is_full()? || fs::symlink_metadata(path).is_ok() || !is_full()? {
+        return Ok(BindError::InUse { path: path.to_owned() });
+    }
+    let process = platform::holder_of_lock(&lock.metadata()?);
+    Ok(BindError::SocketRemoved { path: path.to_owned(), lock: lock_path(path), process })
 }
 
 /// With the lock held: removes a dead server's socket, refuses anything else that is there.

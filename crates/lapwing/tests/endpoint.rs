@@ -6,14 +6,14 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapwing::error::{BindError, ConnectError, EndpointError};
 use lapwing::{
     Builder, ClientOptions, IpcClient, IpcServer, ServeError, ServerLimits, blocking, endpoint_path,
 };
 use lapwing_testkit::process::{self, RoleProcess};
-use lapwing_testkit::{Victim, test_name};
+use lapwing_testkit::{PATIENCE, Victim, test_name};
 
 fn bind(path: &Path) -> Result<Builder, BindError> {
     IpcServer::builder().bind(path)
@@ -388,6 +388,49 @@ fn socket_that_is_not_this_server_s_any_more_is_not_removed() {
     drop(server);
     assert!(path.exists(), "somebody else's socket stays");
     drop(other);
+}
+
+/// A server that begins has the lock and no socket yet, one that ends has none any more; one whose socket was removed
+/// lives on. As `bind` may stand in an async task, none of them is waited for.
+#[test]
+fn server_without_its_socket_is_told_apart_without_waiting() {
+    const BINDS: u32 = 100;
+    let folder = folder();
+    let path = folder.path().join("s.sock");
+    let lock = fs::File::create(lock_of(&path)).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let begun = Instant::now();
+    for _ in 0..BINDS {
+        let error = refused(&path);
+        assert!(matches!(error, BindError::InUse { .. }), "{error:?}");
+    }
+    fs::remove_file(lock_of(&path)).unwrap();
+    drop(lock);
+    let server = bind(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    for _ in 0..BINDS {
+        let error = refused(&path);
+        let BindError::SocketRemoved { process, .. } = &error else { panic!("{error:?}") };
+        assert!(process.is_none_or(|process| process == std::process::id()), "{error:?}");
+    }
+    // A tenth of a second each time would be too long.
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    drop(server);
+    assert_eq!(names_in(folder.path()), Vec::<String>::new());
+}
+
+/// Its lock says still that it listens.
+#[test]
+fn killed_server_whose_socket_was_removed_is_followed_by_the_next() {
+    let Some(mut victim) = Victim::start(test_name!(), |server| server) else { return };
+    let path = victim.path().to_owned();
+    victim.kill();
+    fs::remove_file(&path).unwrap();
+    assert_eq!(fs::metadata(lock_of(&path)).unwrap().len(), 1);
+    let server = bind(&path).unwrap();
+    assert!(matches!(refused(&path), BindError::InUse { .. }));
+    drop(server);
+    assert!(!path.exists() && !lock_of(&path).exists());
 }
 
 #[tokio::test]
