@@ -1567,3 +1567,7 @@ impl Out {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "waiting_tests.rs"]
+mod waiting_tests;
