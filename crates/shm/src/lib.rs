@@ -15,6 +15,8 @@
 //! - a [`Sleeper`], which tells the peer that this side is about to sleep, and a [`Bell`], which
 //!   wakes the peer if it sleeps.
 //!
+//! Threads of one process that wait on the same consumer share it through [`Followers`].
+//!
 //! After any number of commits call [`Bell::ring_if_asleep`] once. Before sleeping call
 //! [`Sleeper::arm`], look at the ring once more, and only then block on the own [`Doorbell`].
 //!
@@ -29,6 +31,7 @@ mod buffer;
 pub mod bulk;
 #[cfg(not(loom))]
 pub mod floor;
+mod followers;
 pub mod layout;
 #[cfg(not(loom))]
 mod mapping;
@@ -48,12 +51,15 @@ pub use buffer::{Buffer, KeepBuffers, has_kept_buffers, sweep_buffers};
 pub use bulk::Returns;
 #[cfg(not(loom))]
 pub use bulk::{BlockPool, BulkShape, FreshSegment, OwnBlock, PeerBlock, PeerSegment, TakeError};
+pub use followers::{Followed, Followers};
 #[cfg(not(loom))]
 pub use memory::CooperativePeers;
 pub use memory::{OwnMemory, PeerMemory};
 pub use ring::{BadCommit, Consumer, Producer, Record, Reservation, ReserveError};
 #[cfg(not(loom))]
 pub use segment::{Segment, SegmentError};
+#[cfg(loom)]
+pub use sync::{Thread, current};
 #[cfg(not(loom))]
 pub use sys::{Doorbell, DoorbellError, Poller, Wake};
 #[cfg(not(loom))]

@@ -1,15 +1,20 @@
-//! The ring, the doorbell protocol and the wait for space under loom's model of the memory: every
+//! The ring, the doorbell protocol, the wait for space, and who leads and who follows under loom's model of the memory: every
 //! interleaving (bounded by `LOOM_MAX_PREEMPTIONS`) of the shipped code, with data races on record bytes
 //! and lost wakeups (as deadlocks) reported.
 //!
 //! Run with `RUSTFLAGS="--cfg loom" cargo test -p lapwing-shm --release --test loom`.
 #![cfg(loom)]
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::time::Duration;
 
 use lapwing_shm::bulk::{BadFreed, ReturnedBlocks};
 use lapwing_shm::memory::model_pair;
-use lapwing_shm::{Bell, Consumer, Producer, ReserveError, Returns, Ring, Sleeper};
+use lapwing_shm::{
+    Bell, Consumer, Followed, Followers, Producer, ReserveError, Returns, Ring, Sleeper,
+};
+use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
@@ -21,6 +26,11 @@ struct ModelDoorbell {
 }
 
 impl ModelDoorbell {
+    fn ring(&self) {
+        *self.rung.lock().unwrap() = true;
+        self.changed.notify_one();
+    }
+
     fn wait(&self) {
         let mut rung = self.rung.lock().unwrap();
         while !*rung {
@@ -36,8 +46,7 @@ impl Ring for Shared {
     type Error = Infallible;
 
     fn ring(&self) -> Result<(), Infallible> {
-        *self.0.rung.lock().unwrap() = true;
-        self.0.changed.notify_one();
+        self.0.ring();
         Ok(())
     }
 }
@@ -293,5 +302,197 @@ fn sender_that_waits_for_a_block_is_woken_by_its_return() {
             }
         }
         giver.join().unwrap();
+    });
+}
+
+/// Callers of one connection as in the blocking client: one leads and delivers for all, the others follow.
+struct Callers {
+    /// Replies that have come, by caller; behind the lock of the receiving half.
+    came: Mutex<VecDeque<usize>>,
+    doorbell: ModelDoorbell,
+    half: Mutex<()>,
+    met: AtomicBool,
+    followers: Followers,
+    /// Whether each caller's reply was delivered, and else whom to wake.
+    slots: Mutex<Vec<Slot>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    is_delivered: bool,
+    waker: Option<lapwing_shm::Thread>,
+}
+
+impl Callers {
+    fn new(callers: usize) -> Arc<Callers> {
+        let slots = (0..callers).map(|_| Slot::default()).collect();
+        Arc::new(Callers {
+            came: Mutex::default(),
+            doorbell: ModelDoorbell::default(),
+            half: Mutex::new(()),
+            met: AtomicBool::new(false),
+            followers: Followers::default(),
+            slots: Mutex::new(slots),
+        })
+    }
+
+    fn reply(&self, caller: usize) {
+        self.came.lock().unwrap().push_back(caller);
+        self.doorbell.ring();
+    }
+
+    /// Registers the caller, unless its reply was delivered.
+    fn done(&self, caller: usize) -> Option<()> {
+        let slot = &mut self.slots.lock().unwrap()[caller];
+        slot.waker = Some(lapwing_shm::current());
+        slot.is_delivered.then_some(())
+    }
+
+    fn meet(&self) {
+        self.met.swap(true, Ordering::AcqRel);
+    }
+
+    fn deliver(&self, caller: usize) {
+        let slot = &mut self.slots.lock().unwrap()[caller];
+        slot.is_delivered = true;
+        if let Some(waker) = slot.waker.take() {
+            waker.unpark();
+        }
+    }
+
+    /// Delivers until its own reply has come, and then no further; or, without patience, what is there.
+    fn lead(&self, caller: usize, is_patient: bool) -> Option<()> {
+        loop {
+            loop {
+                let next = self.came.lock().unwrap().pop_front();
+                match next {
+                    Some(of) if of == caller => return Some(()),
+                    Some(of) => self.deliver(of),
+                    None => break,
+                }
+            }
+            if self.done(caller).is_some() {
+                return Some(());
+            }
+            if !is_patient {
+                return None;
+            }
+            self.doorbell.wait();
+        }
+    }
+
+    /// Waits as the blocking client does. Whether the reply came; without patience it may not have.
+    fn wait_for(&self, caller: usize, is_patient: bool) -> Option<()> {
+        loop {
+            if let Some(answer) = self.try_to_lead(caller, is_patient) {
+                return answer;
+            }
+            match self.follow(caller, is_patient) {
+                Followed::Answer(()) => return Some(()),
+                Followed::Late => return None,
+                Followed::Again => {}
+            }
+        }
+    }
+
+    fn try_to_lead(&self, caller: usize, is_patient: bool) -> Option<Option<()>> {
+        let half = self.half.try_lock().ok()?;
+        let answer = self.lead(caller, is_patient);
+        drop(half);
+        self.meet();
+        self.followers.call_on();
+        Some(answer)
+    }
+
+    fn follow(&self, caller: usize, is_patient: bool) -> Followed<()> {
+        let is_free = || {
+            let tried = self.half.try_lock();
+            // For the model, which lets nobody in between two operations on one lock.
+            self.met.load(Ordering::Relaxed);
+            tried.is_ok()
+        };
+        let left = || (!is_patient).then_some(Duration::ZERO);
+        self.followers.follow(|| self.meet(), || self.done(caller), is_free, left)
+    }
+
+    fn spawn(callers: &Arc<Callers>, caller: usize) -> thread::JoinHandle<()> {
+        let callers = Arc::clone(callers);
+        thread::spawn(move || assert!(callers.wait_for(caller, true).is_some()))
+    }
+
+    /// One that has found the half taken.
+    fn spawn_follower(
+        callers: &Arc<Callers>,
+        caller: usize,
+        is_patient: bool,
+    ) -> thread::JoinHandle<()> {
+        let callers = Arc::clone(callers);
+        thread::spawn(move || {
+            let answer = match callers.follow(caller, is_patient) {
+                Followed::Answer(()) => Some(()),
+                Followed::Late => None,
+                Followed::Again => callers.wait_for(caller, is_patient),
+            };
+            assert!(answer.is_some() || !is_patient, "it waits as long as it takes");
+        })
+    }
+}
+
+/// Replies come in either order, while they are waited for.
+#[test]
+fn callers_that_lead_and_follow_all_have_their_replies() {
+    for order in [[0, 1], [1, 0]] {
+        loom::model(move || {
+            let callers = Callers::new(2);
+            let waiting = [0, 1].map(|caller| Callers::spawn(&callers, caller));
+            order.iter().for_each(|caller| callers.reply(*caller));
+            waiting.into_iter().for_each(|waiting| waiting.join().unwrap());
+        });
+    }
+}
+
+/// A leader that has its own reply leaves those of others where they are.
+#[test]
+fn three_callers_that_hand_on_the_lead_all_have_their_replies() {
+    loom::model(|| {
+        let callers = Callers::new(3);
+        (0..3).for_each(|caller| callers.reply(caller));
+        let waiting = [0, 1].map(|caller| Callers::spawn(&callers, caller));
+        assert!(callers.wait_for(2, true).is_some());
+        waiting.into_iter().for_each(|waiting| waiting.join().unwrap());
+    });
+}
+
+/// A leader leaves while two follow, and calls the one that came last: that has its reply already, or gives up.
+#[test]
+fn follower_that_is_called_and_does_not_lead_calls_the_other() {
+    for has_reply in [true, false] {
+        loom::model(move || {
+            let callers = Callers::new(3);
+            callers.reply(0);
+            let half = callers.half.lock().unwrap();
+            let patient = Callers::spawn_follower(&callers, 0, true);
+            let other = Callers::spawn_follower(&callers, 1, has_reply);
+            if has_reply {
+                callers.deliver(1);
+            }
+            drop(half);
+            callers.meet();
+            callers.followers.call_on();
+            patient.join().unwrap();
+            other.join().unwrap();
+        });
+    }
+}
+
+/// Both have found the half taken, by a leader that has left it since; who looks whether it is free has it for a moment.
+#[test]
+fn follower_that_gives_up_after_it_found_the_half_free_leaves_nobody_asleep() {
+    loom::model(|| {
+        let callers = Callers::new(2);
+        callers.reply(0);
+        let waiting = Callers::spawn_follower(&callers, 0, true);
+        assert_eq!(callers.follow(1, false), Followed::Late);
+        waiting.join().unwrap();
     });
 }

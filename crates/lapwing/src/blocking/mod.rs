@@ -9,14 +9,14 @@ mod typed;
 use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use lapwing_proto::{Description, Kind, MethodDetails, MethodWanted};
-use lapwing_shm::{Doorbell, Poller, Ring, Spin};
+use lapwing_shm::{Doorbell, Followed, Followers, Poller, Ring, Spin};
 
 use self::keeper::Keeper;
 pub use self::typed::{Halves, ItemSender, ItemStream, PendingReply, Upload};
@@ -631,30 +631,11 @@ impl IpcClient {
     /// Parks until woken, unless `done` has an answer or nobody leads any more. `done` has
     /// registered this thread's waker.
     fn follow<T>(&self, done: impl Fn() -> Option<T>, until: &mut Until) -> Followed<T> {
-        let followers = &self.shared.followers;
-        let ticket = followers.enter();
-        // As in invariant T of the core: either this finds the receiving half free, or the leader that
-        // has just left it finds this follower.
-        self.shared.core.meet();
-        let mut answer = done();
-        if answer.is_none() && self.shared.core.inbox.try_lock().is_err() {
-            match until.settle() {
-                None => thread::park(),
-                Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
-            }
-            answer = done();
-        }
-        let was_called = followers.leave(ticket);
-        let followed = match answer {
-            Some(answer) => Followed::Answer(answer),
-            None if until.is_over() => Followed::Late,
-            None => return Followed::Again,
-        };
-        // Called to lead, and it does not: another one has to.
-        if was_called {
-            followers.call_one();
-        }
-        followed
+        let core = &self.shared.core;
+        let is_free = || core.inbox.try_lock().is_ok();
+        let left = || until.settle().map(|at| at.saturating_duration_since(Instant::now()));
+        // As in invariant T of the core.
+        self.shared.followers.follow(|| core.meet(), done, is_free, left)
     }
 
     /// A leader has left: one of the others leads on, or the keeper sees to what is left.
@@ -671,9 +652,7 @@ impl IpcClient {
     #[inline]
     fn call_on(&self) {
         self.shared.core.taken();
-        if self.shared.followers.are_there() {
-            self.shared.followers.call_one();
-        }
+        self.shared.followers.call_on();
     }
 
     /// Delivers for everybody until `done` has an answer; the outcome of the call `mine` is handed
@@ -790,73 +769,6 @@ impl Drop for PendingCall<'_> {
         if let Some(call) = self.call {
             self.client.shared.core.abandon(call.id);
             self.client.leave_rest();
-        }
-    }
-}
-
-/// How a thread that followed comes back.
-enum Followed<T> {
-    Answer(T),
-    /// The deadline came first.
-    Late,
-    /// It may have been called to lead.
-    Again,
-}
-
-/// Threads that are parked or about to be. A leader that leaves calls one of them, and who is called leads, or finds
-/// that another one does, or calls the next.
-#[derive(Debug, Default)]
-struct Followers {
-    /// How many there are.
-    count: AtomicUsize,
-    list: Mutex<FollowerList>,
-}
-
-#[derive(Debug, Default)]
-struct FollowerList {
-    tickets: u64,
-    /// The one that came last stands last.
-    followers: Vec<Follower>,
-}
-
-#[derive(Debug)]
-struct Follower {
-    ticket: u64,
-    thread: Thread,
-    called: bool,
-}
-
-impl Followers {
-    fn enter(&self) -> u64 {
-        let mut list = lock(&self.list);
-        list.tickets += 1;
-        let ticket = list.tickets;
-        list.followers.push(Follower { ticket, thread: thread::current(), called: false });
-        self.count.store(list.followers.len(), Ordering::Relaxed);
-        ticket
-    }
-
-    /// Whether it was called meanwhile.
-    fn leave(&self, ticket: u64) -> bool {
-        let mut list = lock(&self.list);
-        let at = list.followers.iter().position(|follower| follower.ticket == ticket);
-        let left = list.followers.remove(at.expect("it has entered, and leaves once"));
-        self.count.store(list.followers.len(), Ordering::Relaxed);
-        left.called
-    }
-
-    #[inline]
-    fn are_there(&self) -> bool {
-        self.count.load(Ordering::Relaxed) > 0
-    }
-
-    /// Has the one lead that came last: replies come about in the order of the calls, so it has the longest to wait.
-    #[cold]
-    fn call_one(&self) {
-        let mut list = lock(&self.list);
-        if let Some(follower) = list.followers.last_mut() {
-            follower.called = true;
-            follower.thread.unpark();
         }
     }
 }
