@@ -155,7 +155,9 @@ pub enum Raw {}
 /// [postcard](https://postcard.jamesmunns.com): compact, for Rust on both sides. The default.
 ///
 /// What is read may be nested 128 levels deep: each option, newtype, sequence, tuple, struct, map and enum is
-/// one. Its sequences and maps may have 4096 elements more than the payload has bytes: those of a `Vec<()>`
+/// one, or as many as its value has 512 bytes in memory, up to 8. So what is read of a type that contains itself fits the
+/// stack of a thread, 2 MiB, also without optimization, if its values have 4 KiB at most; keep what is longer in a box of
+/// its own. Its sequences and maps may have 4096 elements more than the payload has bytes: those of a `Vec<()>`
 /// take none.
 #[derive(Clone, Copy, Debug)]
 pub enum Postcard {}
