@@ -299,28 +299,32 @@ pub struct HunkFailure {
     pub hunk: usize,
     /// The line of the patch at which the hunk begins, from 1.
     pub patch_line: usize,
-    /// The first line of the file that differs where the hunk says it belongs, from 1.
+    /// The first line of the file that differs where the hunk says it belongs, from 1; of a hunk that only adds lines
+    /// the one behind which they go.
     pub line: usize,
     /// What the patch says is there, without its newline unless the newlines alone differ, cut to a
-    /// readable length.
+    /// readable length. Empty of a hunk that only adds.
     pub expected: String,
     /// What is there, likewise; absent behind the end of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<String>,
+    /// Of a hunk that only adds: how many lines the file has, which are fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_lines: Option<usize>,
 }
 
 impl fmt::Display for HunkFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, hunk, patch_line, line, expected, found } = self;
+        let Self { path, hunk, patch_line, line, expected, found, file_lines } = self;
+        write!(f, "hunk {hunk} of {path:?} (line {patch_line} of the patch) does not fit: ")?;
+        if let Some(lines) = file_lines {
+            return write!(f, "it goes behind line {line}, and the file has {lines}");
+        }
         let (bare, is_ended) = match expected.strip_suffix('\n') {
             Some(bare) => (bare, true),
             None => (expected.as_str(), false),
         };
-        write!(
-            f,
-            "hunk {hunk} of {path:?} (line {patch_line} of the patch) does not fit: line {line} of \
-             the file should be {bare:?} "
-        )?;
+        write!(f, "line {line} of the file should be {bare:?} ")?;
         match found {
             Some(_) if is_ended => f.write_str("with a newline, and has none"),
             Some(found) if found.strip_suffix('\n') == Some(bare) => {

@@ -44,7 +44,7 @@ pub(crate) fn apply(
         };
         let found = file.replace(hunk, &wanted, stop)?;
         offsets_lines.push(found.map_err(|differs| {
-            let Differs { line, expected, found } = differs;
+            let Differs { line, expected, found, file_lines } = differs;
             let (hunk, patch_line) = (index + 1, hunk.line);
             let (path, expected) = (path.to_owned(), expected.as_bytes());
             let bare = |line: &'_ [u8]| line.strip_suffix(b"\n").unwrap_or(line).to_vec();
@@ -54,7 +54,7 @@ pub(crate) fn apply(
                 false => readable(line),
             };
             let (expected, found) = (shown(expected), found.map(shown));
-            let failure = HunkFailure { path, hunk, patch_line, line, expected, found };
+            let failure = HunkFailure { path, hunk, patch_line, line, expected, found, file_lines };
             WorkspaceError::HunkFailed(Box::new(failure))
         })?);
     }
@@ -100,6 +100,8 @@ struct Differs<'a> {
     line: usize,
     expected: &'a str,
     found: Option<&'a [u8]>,
+    /// Of a hunk without old lines: how many the file has, which are too few.
+    file_lines: Option<usize>,
 }
 
 impl<'a> File<'a> {
@@ -127,7 +129,7 @@ impl<'a> File<'a> {
             false => self.find(&old, expected, stop)?,
         };
         let Some(place) = place else {
-            return Ok(Err(self.differs(lines, &old, expected)));
+            return Ok(Err(self.differs(&old, expected)));
         };
         self.lines[self.taken..place].iter().for_each(|l| self.content.extend_from_slice(l));
         for line in lines.iter().filter(|line| line.kind != LineKind::Removed) {
@@ -183,24 +185,20 @@ impl<'a> File<'a> {
     }
 
     /// Compares with the place at which a hunk was expected.
-    fn differs<'b>(
-        &self,
-        lines: &'b [HunkLine<'_>],
-        old: &[&'b str],
-        expected: usize,
-    ) -> Differs<'b>
+    fn differs<'b>(&self, old: &[&'b str], expected: usize) -> Differs<'b>
     where
         'a: 'b,
     {
         for (index, text) in old.iter().enumerate() {
             let found = self.lines.get(expected + index).copied();
             if found != Some(text.as_bytes()) {
-                return Differs { line: expected + index + 1, expected: text, found };
+                let line = expected + index + 1;
+                return Differs { line, expected: text, found, file_lines: None };
             }
         }
         // Only a hunk without old lines comes here: there is no such line to put it behind.
-        let first = lines.first().map_or("", |line| &*line.text);
-        Differs { line: expected, expected: first, found: None }
+        let file_lines = Some(self.lines.len());
+        Differs { line: expected, expected: "", found: None, file_lines }
     }
 }
 

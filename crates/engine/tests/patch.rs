@@ -116,6 +116,14 @@ async fn failed_hunk_changes_no_file_and_says_which_and_why() {
     fs::write(served.tree.path().join("src/x.rs"), shorter).unwrap();
     let status = apply(&served, TWO_HUNKS).await.unwrap_err();
     assert!(status.message.contains("is behind the end of the file"), "{}", status.message);
+
+    let behind = "--- a/first\n+++ b/first\n@@ -9,0 +10,1 @@\n+one\n";
+    let status = apply(&served, behind).await.unwrap_err();
+    let says = "(line 3 of the patch) does not fit: it goes behind line 9, and the file has 3";
+    assert!(status.message.contains(says), "{}", status.message);
+    let failure: HunkFailure = serde_json::from_slice(&status.details).unwrap();
+    assert_eq!((failure.line, failure.file_lines), (9, Some(3)));
+    assert_eq!((failure.expected.as_str(), failure.found), ("", None), "the patch says of no line");
 }
 
 #[tokio::test]

@@ -454,6 +454,12 @@ fn more_calls_than_granted_are_cut() {
         assert_eq!(peer.hear_within(MOMENT), Heard::Nothing, "four are granted");
         peer.send_frame(&RawFrame::request(LATER, 5, &long));
         assert_eq!(peer.hear_goodbye(), WireError::TooManyCalls, "{transport:?}");
+        // Again and again: calls that end with it might send their word behind the Goodbye.
+        for _ in 0..30 {
+            let (mut peer, _) = RawPeer::greet_with(victim.path(), &wanted);
+            (1..=5).for_each(|id| peer.send_frame(&RawFrame::request(LATER, id, &long)));
+            assert_eq!(peer.hear_goodbye(), WireError::TooManyCalls, "{transport:?}");
+        }
     }
     victim.assert_unharmed();
 }

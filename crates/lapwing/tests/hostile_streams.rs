@@ -767,6 +767,41 @@ fn client_cuts_a_server_that_breaks_the_rules_of_streams() {
     }
 }
 
+#[test]
+fn client_cuts_a_server_that_sends_items_for_a_call_with_one_reply() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answers = || {
+        RawServer::start(|greeted| {
+            let mut peer = greeted.grant();
+            let (header, _) = peer.hear_frame();
+            // The last word.
+            peer.hear_frame();
+            let (kind, id) = (COUNT.kind(), header.id.get());
+            peer.send_frame(&RawFrame::of(Flags::RESPONSE | Flags::STREAM, kind, id, b"x"));
+            peer.send_frame(&RawFrame::response(kind, id, b"answer"));
+            assert_eq!(hear_goodbye(&mut peer), WireError::BadFlags.number());
+        })
+    };
+    for transport in BOTH {
+        let options = ClientOptions { transport, ..ClientOptions::default() };
+        let server = answers();
+        let client = blocking::IpcClient::connect_with(server.path(), &options).unwrap();
+        let upload = client.upload(COUNT, &CallOptions::default()).unwrap();
+        let error = upload.finish().unwrap_err();
+        assert!(is_misbehaved(&error, WireError::BadFlags), "{transport:?}: {error:?}");
+        server.join();
+
+        let server = answers();
+        runtime.block_on(async {
+            let client = IpcClient::connect_with(server.path(), options).await.unwrap();
+            let upload = client.upload(COUNT, &CallOptions::default()).await.unwrap();
+            let error = upload.finish().await.unwrap_err();
+            assert!(is_misbehaved(&error, WireError::BadFlags), "{transport:?}: {error:?}");
+        });
+        server.join();
+    }
+}
+
 /// Credit that was owed when the answer came is not sent any more: the server need not know the call.
 #[test]
 fn credit_that_is_owed_when_the_answer_comes_is_never_sent() {

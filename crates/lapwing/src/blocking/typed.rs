@@ -191,7 +191,7 @@ impl IpcClient {
         let travel = options.travel();
         let mut written = written(method, request, Part::Request, travel.as_ref())?;
         let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
-        let call = self.open(out, method.name(), Brings::Items { caller_sends: false })?;
+        let call = self.open(out, method.name(), Brings::SERVER_STREAM)?;
         Ok(ItemStream::new(Arc::new(call), method.name()))
     }
 
@@ -207,7 +207,7 @@ impl IpcClient {
     ) -> Result<Upload<Q, R, C>, CallError> {
         let travel = options.travel();
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
-        let call = self.open(out, method.name(), Brings::Items { caller_sends: true })?;
+        let call = self.open(out, method.name(), Brings::CLIENT_STREAM)?;
         let sender = ItemSender::new(Arc::new(call), method.name());
         Ok(Upload { sender, types: PhantomData })
     }
@@ -224,7 +224,7 @@ impl IpcClient {
     ) -> Result<Halves<Q, R, C>, CallError> {
         let travel = options.travel();
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
-        let call = Arc::new(self.open(out, method.name(), Brings::Items { caller_sends: true })?);
+        let call = Arc::new(self.open(out, method.name(), Brings::DUPLEX)?);
         let sender = ItemSender::new(Arc::clone(&call), method.name());
         Ok((sender, ItemStream::new(call, method.name())))
     }

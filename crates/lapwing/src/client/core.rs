@@ -449,10 +449,19 @@ impl Travel<'_> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Brings {
     Reply,
-    /// Items, and maybe takes items: whether the caller sends some.
+    /// Items in one direction at least: whether the caller sends some, and whether it gets some.
     Items {
         caller_sends: bool,
+        caller_gets: bool,
     },
+}
+
+impl Brings {
+    pub(crate) const SERVER_STREAM: Brings =
+        Brings::Items { caller_sends: false, caller_gets: true };
+    pub(crate) const CLIENT_STREAM: Brings =
+        Brings::Items { caller_sends: true, caller_gets: false };
+    pub(crate) const DUPLEX: Brings = Brings::Items { caller_sends: true, caller_gets: true };
 }
 
 /// A call that was sent.
@@ -623,12 +632,12 @@ impl Core {
         };
         let id = match brings {
             Brings::Reply => place.fill(Call::Waiting { waker: None, kind, begun }),
-            Brings::Items { .. } => {
-                place.fill(Call::Stream(Box::new(StreamCall::new(kind, begun))))
+            Brings::Items { caller_gets, .. } => {
+                place.fill(Call::Stream(Box::new(StreamCall::new(kind, begun, caller_gets))))
             }
         };
         let flags = match brings {
-            Brings::Items { caller_sends: true } => Flags::REQUEST | Flags::STREAM,
+            Brings::Items { caller_sends: true, .. } => Flags::REQUEST | Flags::STREAM,
             _ => Flags::REQUEST,
         };
         if let Err(error) = send(&mut outbox, call_header(flags, kind, id)) {
@@ -1252,6 +1261,10 @@ impl Core {
             Lookup::NeverIssued => return Err(misbehaved(WireError::UnknownCall, "")),
         };
         check_kind(stream.kind, header.kind)?;
+        if !stream.gets_items {
+            let detail = "an item came for a call that has one reply";
+            return Err(misbehaved(WireError::BadFlags, detail));
+        }
         if stream.ended.is_some() {
             let detail = "an item came after the stream's end";
             return Err(misbehaved(WireError::UnexpectedMessage, detail));

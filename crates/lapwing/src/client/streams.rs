@@ -20,6 +20,8 @@ use crate::payload::Payload;
 pub(super) struct StreamCall {
     pub(super) kind: Kind,
     pub(super) begun: Option<Instant>,
+    /// Whether the method has a stream of replies.
+    pub(super) gets_items: bool,
     /// Items that have come and were not taken yet: the window bounds them.
     items: VecDeque<Payload>,
     receive: ReceiveCredit,
@@ -55,9 +57,10 @@ pub(crate) enum ItemError {
 }
 
 impl StreamCall {
-    pub(super) fn new(kind: Kind, begun: Option<Instant>) -> StreamCall {
+    pub(super) fn new(kind: Kind, begun: Option<Instant>, gets_items: bool) -> StreamCall {
         StreamCall {
             kind,
+            gets_items,
             begun,
             items: VecDeque::new(),
             receive: ReceiveCredit::new(),

@@ -147,7 +147,11 @@ struct Ends {
 impl Ends {
     fn new(server: CallState) -> Ends {
         Ends {
-            client: StreamCall::new(Kind::application(0x0500).expect("an application's"), None),
+            client: StreamCall::new(
+                Kind::application(0x0500).expect("an application's"),
+                None,
+                true,
+            ),
             server,
             to_client: VecDeque::new(),
             to_server: VecDeque::new(),

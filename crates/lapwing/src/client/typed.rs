@@ -292,7 +292,7 @@ impl IpcClient {
         let travel = options.travel();
         let mut written = written(method, request, Part::Request, travel.as_ref())?;
         let out = Outgoing::written(kind_of(method), &mut written, travel.as_ref());
-        let call = self.open(out, method.name(), Brings::Items { caller_sends: false }).await?;
+        let call = self.open(out, method.name(), Brings::SERVER_STREAM).await?;
         Ok(ItemStream::new(call, method.name()))
     }
 
@@ -312,7 +312,7 @@ impl IpcClient {
     ) -> Result<Upload<Q, R, C>, CallError> {
         let travel = options.travel();
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
-        let call = self.open(out, method.name(), Brings::Items { caller_sends: true }).await?;
+        let call = self.open(out, method.name(), Brings::CLIENT_STREAM).await?;
         let sender = ItemSender::new(Arc::new(call), method.name());
         Ok(Upload { sender, types: PhantomData })
     }
@@ -333,8 +333,7 @@ impl IpcClient {
     ) -> Result<Halves<Q, R, C>, CallError> {
         let travel = options.travel();
         let out = Outgoing { travel: travel.as_ref(), ..Outgoing::plain(kind_of(method), &[]) };
-        let call =
-            Arc::new(self.open(out, method.name(), Brings::Items { caller_sends: true }).await?);
+        let call = Arc::new(self.open(out, method.name(), Brings::DUPLEX).await?);
         let sender = ItemSender::new(Arc::clone(&call), method.name());
         Ok((sender, ItemStream::of(call, method.name())))
     }

@@ -120,8 +120,9 @@ impl Ahead {
         let is_item = header.kind.is_application()
             && header.flags.is_one_way()
             && header.id != MessageId::CONNECTION;
-        (is_item || header.kind == Kind::CANCEL || header.kind == Kind::CREDIT)
-            && !self.waits(header.id)
+        let is_word = header.flags == Flags::NONE
+            && (header.kind == Kind::CANCEL || header.kind == Kind::CREDIT);
+        (is_item || is_word) && !self.waits(header.id)
     }
 
     /// Whether a frame may be handled before those that wait, of which the first is a one-way message.
@@ -138,13 +139,40 @@ impl Ahead {
         receiving: &mut Receiving,
         frame: &mut Box<Frame>,
     ) -> Result<Option<Header>, Broken> {
-        let passes = |waiting: &Waiting| self.is_of_running(&waiting.header);
         let first = |queue: &VecDeque<Waiting>| {
             let begins = queue.front().is_some_and(|waiting| !is_message(&waiting.header));
-            if begins { Some(0) } else { queue.iter().position(passes) }
+            if begins { Some(0) } else { self.first_of_running(queue) }
         };
         let at = (first(&self.priority), first(&self.others));
-        let taken = match at {
+        self.next_that(at, receiving, frame, Ahead::passes_messages)
+    }
+
+    /// As [`Ahead::next`], while nothing may be begun: a frame of a call that runs. The others wait here in their order, as
+    /// far as there is room, and are not read beyond that.
+    #[cold]
+    pub(crate) fn next_of_running(
+        &mut self,
+        receiving: &mut Receiving,
+        frame: &mut Box<Frame>,
+    ) -> Result<Option<Header>, Broken> {
+        let at = (self.first_of_running(&self.priority), self.first_of_running(&self.others));
+        self.next_that(at, receiving, frame, Ahead::is_of_running)
+    }
+
+    /// Where the first frame of a call that runs waits.
+    fn first_of_running(&self, queue: &VecDeque<Waiting>) -> Option<usize> {
+        queue.iter().position(|waiting| self.is_of_running(&waiting.header))
+    }
+
+    /// The frame that waits at one of these places, or the next that is read and `passes` those that wait.
+    fn next_that(
+        &mut self,
+        (priority, other): (Option<usize>, Option<usize>),
+        receiving: &mut Receiving,
+        frame: &mut Box<Frame>,
+        passes: fn(&Ahead, &Header) -> bool,
+    ) -> Result<Option<Header>, Broken> {
+        let taken = match (priority, other) {
             (Some(at), _) => self.priority.remove(at),
             (None, Some(at)) => self.others.remove(at),
             (None, None) => None,
@@ -158,7 +186,7 @@ impl Ahead {
             if self.is_given_up_by(&header) {
                 continue;
             }
-            if self.passes_messages(&header) {
+            if passes(self, &header) {
                 self.pass_others();
                 return Ok(Some(header));
             }

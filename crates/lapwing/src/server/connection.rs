@@ -1,6 +1,7 @@
 //! One connection of a server: its task, its replies, its end.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::future::poll_fn;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -77,6 +78,8 @@ struct Outbox {
     running: HashMap<u64, RunningCall>,
     /// Those with streams that were answered last.
     ended: EndedStreams,
+    /// The peer was told that it misbehaved: nothing follows.
+    is_closed: bool,
     /// One-way messages whose handlers are running in tasks of their own.
     running_oneway: usize,
     /// Who waits for room.
@@ -203,21 +206,8 @@ impl Connection {
         let bells = Bells::new(&socket, doorbell.as_ref())?;
         let reply_bytes_max = sending.message_max();
         let routes = shared.router.len();
-        let outbox = Outbox {
-            sending,
-            running: HashMap::new(),
-            ended: EndedStreams::new(agreed.limits.calls_in_flight as usize),
-            running_oneway: 0,
-            waiting: Vec::new(),
-            tickets: 0,
-            tally: Tally { accepted: 1, ..Tally::default() },
-        };
-        let out = Arc::new(Out {
-            outbox: Mutex::new(outbox),
-            room_wanted: AtomicBool::new(false),
-            busy: AtomicBool::new(false),
-            backlog: Notify::new(),
-        });
+        let calls_in_flight = agreed.limits.calls_in_flight as usize;
+        let out = Out::new(sending, calls_in_flight, Tally { accepted: 1, ..Tally::default() });
         let (caller, weak) = (Arc::new(caller), Arc::downgrade(&out));
         Ok(Connection {
             spinner: Spinner::new(shared.spin),
@@ -242,7 +232,7 @@ impl Connection {
             messages: (0, 0),
             woke: false,
             places: std::iter::repeat_with(|| None).take(routes).collect(),
-            calls_in_flight: agreed.limits.calls_in_flight as usize,
+            calls_in_flight,
             takes_json: agreed.features.contains(Features::JSON),
             shares_clock: agreed.features.contains(Features::CLOCK),
             phase,
@@ -336,7 +326,7 @@ impl Connection {
                     continue;
                 }
                 Progress::Blocked(header) => {
-                    self.send_blocked(header).await?;
+                    self.send_blocked(&shared, header).await?;
                     continue;
                 }
                 Progress::Saturated => {
@@ -527,6 +517,7 @@ impl Connection {
     fn accuse(&self, peer: &PeerMisbehaved) {
         let payload = Goodbye::new(peer.error, &peer.to_string()).encode();
         let mut outbox = lock(&self.out.outbox);
+        outbox.is_closed = true;
         let _ = outbox.sending.send(connection_header(Kind::GOODBYE), &payload);
         let _ = outbox.sending.flush();
     }
@@ -597,6 +588,14 @@ impl Connection {
     /// The next frame that begins no one-way message.
     fn next_but_messages(&mut self) -> Result<Option<Header>, Broken> {
         self.ahead.next_but_messages(&mut self.receiving, &mut self.frame)
+    }
+
+    /// The next frame of a call that runs. The end is found again when everything before it had its turn.
+    fn next_of_running(&mut self) -> Result<Option<Header>, Broken> {
+        match self.ahead.next_of_running(&mut self.receiving, &mut self.frame) {
+            Err(Broken::Ended) if !self.ahead.is_empty() => Ok(None),
+            next => next,
+        }
     }
 
     /// Whether as many one-way messages are being handled as there may be.
@@ -732,6 +731,10 @@ impl Connection {
         carried: Option<Carried>,
         time: Option<Time>,
     ) -> Result<Option<Header>, Broken> {
+        // Before anything of it is done. Those that run are fewer than the tasks.
+        if header.flags.is_request() && self.calls.len() >= self.calls_in_flight {
+            self.check_in_flight(&lock(&self.out.outbox))?;
+        }
         let left_ns = time.map(|time| time.left_ns);
         let caller = &self.origin.caller;
         let span = spans::serving(&route.name, caller, header, carried.as_ref(), left_ns);
@@ -1022,15 +1025,24 @@ impl Connection {
         Ok(None)
     }
 
-    /// Enters a call among the running ones.
-    fn enter(&self, id: MessageId, running: RunningCall) -> Result<(), Broken> {
-        let mut outbox = lock(&self.out.outbox);
+    /// Whether another call may run.
+    fn check_in_flight(&self, outbox: &Outbox) -> Result<(), Broken> {
         if outbox.running.len() >= self.calls_in_flight {
             return Err(misbehaved(WireError::TooManyCalls, ""));
         }
-        if outbox.running.insert(id.get(), running).is_some() {
-            return Err(misbehaved(WireError::BadId, "a request has the id of a running one"));
-        }
+        Ok(())
+    }
+
+    /// Enters a call among the running ones.
+    fn enter(&self, id: MessageId, running: RunningCall) -> Result<(), Broken> {
+        let mut outbox = lock(&self.out.outbox);
+        self.check_in_flight(&outbox)?;
+        match outbox.running.entry(id.get()) {
+            Entry::Vacant(place) => place.insert(running),
+            Entry::Occupied(_) => {
+                return Err(misbehaved(WireError::BadId, "a request has the id of a running one"));
+            }
+        };
         Ok(())
     }
 
@@ -1142,10 +1154,14 @@ impl Connection {
         self.answer(header, || None)
     }
 
-    /// Waits for room for the reply in `reply`. Nothing more is read from the peer meanwhile: its own
-    /// slowness in reading is what stops it.
-    async fn send_blocked(&mut self, mut response: Header) -> Result<(), Broken> {
+    /// Waits for room for the reply in `reply`. Nothing more is begun meanwhile: the peer's own slowness in reading is
+    /// what stops it. What calls that run are to be told reaches them.
+    async fn send_blocked(&mut self, shared: &Shared, mut response: Header) -> Result<(), Broken> {
         loop {
+            while let Some(header) = self.next_of_running()? {
+                let blocked = poll_fn(|cx| Poll::Ready(self.handle(shared, cx, &header))).await?;
+                debug_assert!(blocked.is_none(), "such frames have no answer");
+            }
             let bytes = reply_bytes(&self.reply, self.reply_long.as_ref());
             let own = self.reply_long.as_mut().is_some_and(|payload| payload.own_block().is_some());
             let needed = if own { 0 } else { bytes };
@@ -1175,17 +1191,17 @@ impl Connection {
                 }
             }
             self.receiving.publish()?;
-            let receiving = &self.receiving;
-            if self.sleeper.is_some()
-                && self.spinner.spin(SPIN_BOUND, || receiving.peer_progress() != seen)
-            {
+            let (receiving, reads) = (&self.receiving, self.ahead.has_room());
+            let came = || receiving.peer_progress() != seen || reads && receiving.is_ready();
+            if self.sleeper.is_some() && self.spinner.spin(SPIN_BOUND, came) {
                 yield_to_others().await;
                 continue;
             }
             if let Some(sleeper) = &mut self.sleeper {
                 sleeper.arm();
             }
-            if !lock(&self.out.outbox).sending.has_room(needed)? {
+            let is_here = reads && self.receiving.is_ready();
+            if !is_here && !lock(&self.out.outbox).sending.has_room(needed)? {
                 self.wait().await?;
             }
             self.out.offer_room()?;
@@ -1319,6 +1335,25 @@ fn tally_received(tally: &mut Tally, header: &Header) {
 }
 
 impl Out {
+    fn new(sending: Sending, calls_in_flight: usize, tally: Tally) -> Arc<Out> {
+        let outbox = Outbox {
+            sending,
+            running: HashMap::new(),
+            ended: EndedStreams::new(calls_in_flight),
+            is_closed: false,
+            running_oneway: 0,
+            waiting: Vec::new(),
+            tickets: 0,
+            tally,
+        };
+        Arc::new(Out {
+            outbox: Mutex::new(outbox),
+            room_wanted: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
+            backlog: Notify::new(),
+        })
+    }
+
     /// Wakes the replies for which there is room now; whether any was.
     fn offer_room(&self) -> Result<bool, Broken> {
         let mut outbox = lock(&self.outbox);
@@ -1487,7 +1522,7 @@ impl Out {
     ) -> Result<bool, SendError> {
         let bytes = frame.len() - Header::BYTES;
         let mut outbox = lock(&self.outbox);
-        if state.is_over() {
+        if state.is_over() || outbox.is_closed {
             return Ok(false);
         }
         match outbox.sending.send_in_place(header, frame) {
@@ -1519,6 +1554,9 @@ impl Out {
         ticket: &mut Option<Ticket>,
     ) -> Poll<()> {
         let mut outbox = lock(&self.outbox);
+        if outbox.is_closed {
+            return Poll::Ready(());
+        }
         // Before it is sent: the client may use the id again as soon as it has the reply.
         let id = response.id.get();
         let running = outbox.running.remove(&id);

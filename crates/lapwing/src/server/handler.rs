@@ -428,6 +428,13 @@ struct Place<F, Fut> {
     span: Option<Box<CallSpan>>,
 }
 
+impl<F, Fut> Drop for Place<F, Fut> {
+    /// A call whose task is dropped has ended with its connection; of one that was over before, nobody looks.
+    fn drop(&mut self) {
+        self.state.end(CallEnd::Disconnected);
+    }
+}
+
 /// What a handler's end is called in its span.
 pub(super) fn served_code<T>(ended: &Result<Result<T, Status>, Panicked>) -> Code {
     match ended {
@@ -504,6 +511,10 @@ where
             span.end(Code::Internal);
         }
         *span = None;
+        // What the handler started elsewhere sees that nobody waits for it any more.
+        if Arc::strong_count(state) > 1 {
+            state.end(CallEnd::Over);
+        }
         // The next call may be long in coming.
         if !state.about.metadata.is_empty()
             && let Some(state) = Arc::get_mut(state)

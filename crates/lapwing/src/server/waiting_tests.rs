@@ -54,20 +54,7 @@ impl Full {
         let server = hello.admit().grant(&far, &offer, 1, &terms).unwrap();
         let ack = near.try_receive().unwrap().unwrap();
         let client = awaiting.receive(&near, ack, &options.bulk_terms()).unwrap();
-        let outbox = Outbox {
-            sending: server.sending,
-            running: HashMap::new(),
-            running_oneway: 0,
-            waiting: Vec::new(),
-            tickets: 0,
-            tally: Tally::default(),
-        };
-        let out = Arc::new(Out {
-            outbox: Mutex::new(outbox),
-            room_wanted: AtomicBool::new(false),
-            busy: AtomicBool::new(false),
-            backlog: Notify::new(),
-        });
+        let out = Out::new(server.sending, 1, Tally::default());
         let mut full = Full { out, client, blocks: Vec::new() };
         full.fill();
         full
@@ -94,12 +81,8 @@ impl Full {
         lock(&self.out.outbox).waiting.len()
     }
 
-    fn link(&self) -> StreamLink {
-        StreamLink { out: Arc::clone(&self.out), kind: reply().kind, id: reply().id }
-    }
-
     fn sink(&self) -> ItemSink {
-        ItemSink::new(self.link(), Arc::default())
+        ItemSink::new(Arc::clone(&self.out), Arc::new(CallState::alone()))
     }
 }
 
@@ -168,8 +151,8 @@ fn credit_that_waits_for_room_stands_in_the_list_once_and_leaves_it_with_its_sou
     let full = Full::new();
     let mut sources = Vec::new();
     for _ in 0..EACH {
-        let state = Arc::<CallState>::default();
-        let mut source = ItemSource::new(full.link(), Arc::clone(&state));
+        let state = Arc::new(CallState::alone());
+        let mut source = ItemSource::new(Arc::clone(&full.out), Arc::clone(&state));
         for _ in 0..limits::STREAM_ITEMS {
             state.arrive(Some(vec![1].into()), false).unwrap();
             assert!(source.poll_next(&Context::from_waker(&waker())).is_ready());
@@ -208,7 +191,7 @@ fn block_that_is_waited_for_stands_in_the_list_once_and_leaves_it_when_it_is_giv
 fn reply_that_waits_for_room_stands_in_the_list_once_and_leaves_it_when_it_is_dropped_or_sent() {
     let mut full = Full::new();
     let out = Arc::clone(&full.out);
-    let states = [(); EACH].map(|()| CallState::default());
+    let states = [(); EACH].map(|()| CallState::alone());
     let mut replies = states.each_ref().map(|state| {
         let payload = vec![1; LONG].into();
         Box::pin(out.send_later(reply(), payload, state, None))
