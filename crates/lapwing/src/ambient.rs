@@ -54,8 +54,10 @@ impl Ambient {
 
     #[inline]
     pub(crate) fn scope<T>(self, run: impl FnOnce() -> T) -> T {
-        // Once in the code, whichever it is: it is the handler.
-        let _outer = (!self.is_empty()).then(|| Outer::new(self));
+        // Where a thread runs a server within another's handler, a call of nothing inherits nothing of that. `run` stands
+        // once in the code, whichever it is: it is the handler.
+        let differs = !self.is_empty() || Ambient::is_here();
+        let _outer = differs.then(|| Outer::new(self));
         run()
     }
 
@@ -87,6 +89,28 @@ impl Drop for Outer {
         DEADLINE_NS.set(self.deadline_ns);
         if let Some(trace) = self.trace {
             TRACE.set(trace);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scope_of_nothing_hides_what_is_around_it_and_leaves_it() {
+        let trace = TraceContext { trace_id: [1; 16], parent_id: [2; 8], flags: 0 };
+        for outer in [
+            Ambient { deadline_ns: 7, trace: None },
+            Ambient { deadline_ns: clock::NEVER, trace: Some(trace) },
+        ] {
+            outer.scope(|| {
+                Ambient { deadline_ns: clock::NEVER, trace: None }
+                    .scope(|| assert!(!Ambient::is_here()));
+                let here = Ambient::here();
+                assert_eq!((here.deadline_ns, here.trace), (outer.deadline_ns, outer.trace));
+            });
+            assert!(!Ambient::is_here());
         }
     }
 }

@@ -48,7 +48,8 @@ fn make_directory_of(path: &Path) -> Result<(), EndpointError> {
 }
 
 /// Refuses what listens on `path` if that lies in the directory for sockets and others can enter it: it may have been
-/// missing when the name was worked out, and somebody else have made it since.
+/// missing when the name was worked out, and somebody else have made it since. One that is found to be this user's own
+/// cannot be exchanged by others afterwards.
 fn check_directory_of(path: &Path) -> Result<(), EndpointError> {
     let (directory, variable) = runtime_directory();
     match path.parent() == Some(&directory) {
@@ -272,11 +273,14 @@ pub(crate) const CONNECT_AGAIN: Duration = Duration::from_millis(2);
 /// A connection to the server at `path`, or `None` while the queue of those it has not accepted yet is
 /// full.
 pub(crate) fn try_connect(path: &Path) -> Result<Option<UnixStream>, ConnectError> {
-    match platform::connect(path) {
-        Ok(socket) => {
-            check_directory_of(path)?;
-            Ok(Some(socket))
+    match check_directory_of(path) {
+        Err(EndpointError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            return Err(ConnectError::NotFound { path: path.to_owned() });
         }
+        checked => checked?,
+    }
+    match platform::connect(path) {
+        Ok(socket) => Ok(Some(socket)),
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(connect_error(path, error)),
     }

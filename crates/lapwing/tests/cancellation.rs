@@ -2,11 +2,12 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapwing::{
-    Call, CallOptions, Cancellation, ClientOptions, IpcClient, IpcServer, OneWay, ServerLimits,
-    ServerStream, Sink, Transport, Unary, blocking,
+    Call, CallOptions, Caller, Cancellation, ClientOptions, Code, IpcClient, IpcServer, Metadata,
+    OneWay, Payload, PeerCredentials, Request, ServerLimits, ServerStream, Sink, TraceContext,
+    Transport, Unary, blocking,
 };
 use lapwing_proto::{Hello, LimitsWanted};
 use lapwing_testkit::frame::RawFrame;
@@ -203,4 +204,29 @@ async fn streams_that_are_dropped_end_though_a_reply_waits_for_room() {
             assert_eq!(client.call_raw(ECHO, b"goes on").unwrap().bytes(), b"goes on");
         });
     }
+}
+
+#[test]
+fn request_to_try_a_handler_with_says_what_it_was_given() {
+    let credentials = PeerCredentials { uid: 1, gid: 1, pid: 1 };
+    let caller = Caller { connection_id: 1, credentials, program: String::new() };
+    let trace = TraceContext { trace_id: [1; 16], parent_id: [2; 8], flags: 1 };
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let request = Request::new(0x0400, Payload::empty(), Arc::new(caller))
+        .with_metadata(Metadata::from([("tenant", b"blue")]))
+        .with_trace(trace)
+        .with_deadline(deadline);
+    let call = &request.call;
+    assert_eq!((call.kind(), call.caller().connection_id, call.trace()), (0x0400, 1, Some(trace)));
+    assert_eq!(call.metadata().get("tenant"), Some(&b"blue"[..]));
+    let apart = |at: Instant| at.duration_since(deadline).max(deadline.duration_since(at));
+    assert!(apart(call.deadline().unwrap()) < Duration::from_millis(1));
+    assert!(!call.cancellation().is_cancelled());
+    let max = call.reply_bytes_max();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    assert!(runtime.block_on(request.reserve(1000)).is_ok());
+    assert_eq!(
+        runtime.block_on(request.reserve(max + 1)).unwrap_err().code,
+        Code::ResourceExhausted
+    );
 }

@@ -32,11 +32,17 @@ const BROKEN: ClientStream<Payload, Vec<u8>, Raw> = ClientStream::new(0x0605, "b
 const BROKEN_LATER: ServerStream<Vec<u8>, Vec<u8>, Raw> = ServerStream::new(0x0606, "broken.later");
 /// Keeps its connection's task for a moment, inline, so that what comes meanwhile is read ahead.
 const HOLD: u16 = 0x0607;
+/// Is handled for a while.
+const BUSY: OneWay<Payload, Raw> = OneWay::new(0x0608, "busy");
 
 fn with_streams(builder: Builder) -> Builder {
     builder
         .route_inline(HOLD, "hold", |_, _, _| {
             std::thread::sleep(Duration::from_millis(10));
+            Ok(())
+        })
+        .route(BUSY, |_: Call, _: Payload| async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
             Ok(())
         })
         .route(EARLY, |_: Call, _: Source<Payload, Raw>| async { Ok(vec![0; 15_000]) })
@@ -529,6 +535,24 @@ fn item_with_priority_overtakes_neither_its_request_nor_the_items_before_it() {
             let expected = [(2, &b""[..]), (50, b"first"), (50, b"other"), (50, b"")];
             assert_eq!(came, expected.map(|(id, text)| (id, text.to_vec())), "{priority:?}");
         }
+    }
+    assert_eq!(victim.stat("late"), 0);
+    victim.assert_unharmed();
+}
+
+#[test]
+fn item_with_priority_waits_for_its_request_behind_messages_that_have_no_place() {
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    for transport in BOTH {
+        let mut peer = greet_for(&victim, transport, 1);
+        (0..2).for_each(|_| peer.send_frame(&RawFrame::one_way(BUSY.kind(), b"")));
+        open(&mut peer, MIRROR.kind(), 50);
+        let flags = Flags::STREAM | Flags::PRIORITY;
+        peer.send_frame(&RawFrame::of(flags, MIRROR.kind(), 50, b"first"));
+        peer.send_frame(&item(MIRROR.kind(), 50, b"other"));
+        peer.send_frame(&last(MIRROR.kind(), 50));
+        let came = [(); 3].map(|()| peer.hear_frame().1);
+        assert_eq!(came, [b"first".to_vec(), b"other".to_vec(), vec![]], "{transport:?}");
     }
     assert_eq!(victim.stat("late"), 0);
     victim.assert_unharmed();

@@ -43,6 +43,11 @@ struct Waiting {
     given_up: bool,
 }
 
+/// Whether a frame has no flag but that of its priority.
+fn is_word(header: &Header) -> bool {
+    header.flags.without(Flags::PRIORITY) == Flags::NONE
+}
+
 /// Whether a frame is a one-way message to a method.
 fn is_message(header: &Header) -> bool {
     let to_method = header.kind.is_application() && header.id == MessageId::CONNECTION;
@@ -64,7 +69,7 @@ impl Ahead {
     /// Marks the request that waits here and that this frame gives up; whether there is one. A second such frame for it
     /// is none.
     fn is_given_up_by(&mut self, cancel: &Header) -> bool {
-        if cancel.kind != Kind::CANCEL || cancel.flags != Flags::NONE || cancel.length > 0 {
+        if cancel.kind != Kind::CANCEL || !is_word(cancel) || cancel.length > 0 {
             return false;
         }
         let mut waiting = self.priority.iter_mut().chain(&mut self.others);
@@ -120,14 +125,14 @@ impl Ahead {
         let is_item = header.kind.is_application()
             && header.flags.is_one_way()
             && header.id != MessageId::CONNECTION;
-        let is_word = header.flags == Flags::NONE
-            && (header.kind == Kind::CANCEL || header.kind == Kind::CREDIT);
-        (is_item || is_word) && !self.waits(header.id)
+        let of_call = header.kind == Kind::CANCEL || header.kind == Kind::CREDIT;
+        (is_item || of_call && is_word(header)) && !self.waits(header.id)
     }
 
     /// Whether a frame may be handled before those that wait, of which the first is a one-way message.
     fn passes_messages(&self, header: &Header) -> bool {
-        let overtakes = || self.is_empty() || header.flags.contains(Flags::PRIORITY);
+        let has_priority = header.flags.contains(Flags::PRIORITY);
+        let overtakes = || self.is_empty() || has_priority && self.overtakes(header);
         self.is_of_running(header) || !is_message(header) && overtakes()
     }
 

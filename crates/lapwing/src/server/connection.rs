@@ -1306,7 +1306,7 @@ pub(crate) fn over_quota() -> Status {
     Status::resource_exhausted(message)
 }
 
-fn too_large(bytes: usize, max: usize) -> Status {
+pub(crate) fn too_large(bytes: usize, max: usize) -> Status {
     let message =
         format!("the reply has {bytes} bytes, and this connection takes {max}; ask for less");
     Status::resource_exhausted(message)

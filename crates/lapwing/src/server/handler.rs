@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use lapwing_proto::{Code, Header, Kind, Status, TraceContext};
 use lapwing_shm::Buffer;
 
-use super::connection::Out;
+use super::connection::{Out, too_large};
 use super::items::{ItemSink, ItemSource};
 use super::running::{About, CallEnd, CallState, Cancellation};
 use crate::bulk::Reserved;
@@ -55,8 +55,8 @@ impl Call {
         &self.state.about.caller
     }
 
-    /// When the caller gives up, or, with more than a second to go when the call began, up to 10 ms before. `None` is
-    /// never. Calls that the handler makes from its own task inherit it.
+    /// When the caller gives up, or up to 10 ms after; with more than a second to go when the call began also up to 10 ms
+    /// before. `None` is never. The call is ended on time, whatever this says. Calls that the handler makes from its own task inherit it.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         clock::instant(self.state.about.deadline_ns)
@@ -141,6 +141,36 @@ impl Request {
         Request { payload, call: Call { state: Arc::new(CallState::new(about)) } }
     }
 
+    /// The same with these pairs, as its caller might send them.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: Metadata) -> Request {
+        self.change(|about| about.metadata = metadata);
+        self
+    }
+
+    /// The same with this deadline. Nobody ends it then, as it came over no connection.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Instant) -> Request {
+        self.change(|about| about.deadline_ns = clock::end(clock::until(deadline)));
+        self
+    }
+
+    /// The same as part of this trace.
+    #[must_use]
+    pub fn with_trace(mut self, trace: TraceContext) -> Request {
+        self.change(|about| about.trace = Some(trace));
+        self
+    }
+
+    /// Changes what it says of itself; of one whose call is known elsewhere, that of a copy.
+    fn change(&mut self, change: impl FnOnce(&mut About)) {
+        let state = &mut self.call.state;
+        if Arc::get_mut(state).is_none() {
+            *state = Arc::new(CallState::new(state.about.clone()));
+        }
+        change(Arc::get_mut(state).expect("nobody else has it").renew());
+    }
+
     /// Room for a reply of `bytes` bytes, to be written in place: a long one is not copied when it is sent on
     /// this call's connection. Waits while the server's bulk memory for the connection is used up.
     ///
@@ -152,9 +182,13 @@ impl Request {
     ///
     /// Dropped, nothing is taken.
     pub async fn reserve(&self, bytes: usize) -> Result<Reserved, Status> {
-        match self.call.out() {
+        let About { out, reply_bytes_max, .. } = &self.call.state.about;
+        match out.upgrade() {
             Some(out) => out.reserve(bytes).await,
-            None => Ok(Reserved::new(None, bytes)),
+            None if bytes > *reply_bytes_max => Err(too_large(bytes, *reply_bytes_max)),
+            // One that came over none, to try a handler with.
+            None if Weak::ptr_eq(out, &Weak::new()) => Ok(Reserved::new(None, bytes)),
+            None => Err(CallEnd::Disconnected.status()),
         }
     }
 }
@@ -354,6 +388,13 @@ pub(crate) struct Origin {
     pub(crate) reply_bytes_max: usize,
 }
 
+impl About {
+    fn origin(&self) -> Origin {
+        let (caller, out) = (Arc::clone(&self.caller), Weak::clone(&self.out));
+        Origin { caller, out, reply_bytes_max: self.reply_bytes_max }
+    }
+}
+
 impl Origin {
     fn state(&self) -> Arc<CallState> {
         let (caller, out) = (Arc::clone(&self.caller), Weak::clone(&self.out));
@@ -516,15 +557,38 @@ where
             state.end(CallEnd::Over);
         }
         // The next call may be long in coming.
-        if !state.about.metadata.is_empty()
-            && let Some(state) = Arc::get_mut(state)
-        {
-            state.about.metadata = Metadata::NONE;
+        if !state.about.metadata.is_empty() {
+            match Arc::get_mut(state) {
+                Some(state) => state.about.metadata = Metadata::NONE,
+                None => *state = state.about.origin().state(),
+            }
         }
         cleared.map_err(panicked)
     }
 
     fn state(&self) -> &Arc<CallState> {
         &self.state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn place_keeps_nothing_of_a_call_whose_state_is_held_elsewhere() {
+        let of = CallState::alone().about.origin();
+        let mut place = AsyncFn::new(|_: Request| async { Ok(Payload::empty()) }).place(&of);
+        for is_held in [false, true] {
+            place.renew(&of).metadata = Metadata::from([("key", "value")]);
+            place.set(Payload::empty(), None).unwrap();
+            let held = is_held.then(|| Arc::clone(place.state()));
+            place.clear().unwrap();
+            assert!(place.state().about.metadata.is_empty(), "{is_held}");
+            if let Some(held) = held {
+                assert_eq!(held.about.metadata.get("key"), Some(&b"value"[..]));
+                assert_eq!(held.has_ended(), Some(CallEnd::Over));
+            }
+        }
     }
 }

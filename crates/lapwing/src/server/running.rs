@@ -55,7 +55,7 @@ impl CallEnd {
 
 /// What a call came with. It stays as it is while the call lasts, and in its place: handlers are given the call's
 /// [`CallState`], which is one word.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct About {
     pub(crate) kind: Kind,
     pub(crate) id: MessageId,
@@ -67,7 +67,7 @@ pub(crate) struct About {
     pub(crate) reply_bytes_max: usize,
     /// Whether it has items in one direction at least.
     pub(crate) has_items: bool,
-    /// When its caller gives up, for the handler to know: see [`clock::deadline`].
+    /// When its caller gives up, for the handler to know: see [`clock::deadline_ns`].
     pub(crate) deadline_ns: u64,
     pub(crate) metadata: Metadata,
     pub(crate) trace: Option<TraceContext>,

@@ -82,7 +82,10 @@ impl Full {
     }
 
     fn sink(&self) -> ItemSink {
-        ItemSink::new(Arc::clone(&self.out), Arc::new(CallState::alone()))
+        let mut state = CallState::alone();
+        let about = state.renew();
+        (about.kind, about.id) = (reply().kind, reply().id);
+        ItemSink::new(Arc::clone(&self.out), Arc::new(state))
     }
 }
 
