@@ -26,6 +26,8 @@ pub(crate) struct Ambient {
 }
 
 impl Ambient {
+    const NONE: Ambient = Ambient { deadline_ns: clock::NEVER, trace: None };
+
     /// That of the task that runs: empty if it serves no call, or one that has none.
     #[inline]
     pub(crate) fn here() -> Ambient {
@@ -54,16 +56,21 @@ impl Ambient {
 
     #[inline]
     pub(crate) fn scope<T>(self, run: impl FnOnce() -> T) -> T {
-        // Where a thread runs a server within another's handler, a call of nothing inherits nothing of that. `run` stands
-        // once in the code, whichever it is: it is the handler.
-        let differs = !self.is_empty() || Ambient::is_here();
-        let _outer = differs.then(|| Outer::new(self));
+        // Once in the code, whichever it is: it is the handler.
+        let _outer = (!self.is_empty()).then(|| Outer::new(self));
+        run()
+    }
+
+    /// Runs what serves calls: where that is within another's handler, on its thread, they inherit nothing of it.
+    #[inline]
+    pub(crate) fn apart<T>(run: impl FnOnce() -> T) -> T {
+        let _outer = Ambient::is_here().then(|| Outer::new(Ambient::NONE));
         run()
     }
 
     pub(crate) async fn around<F: Future>(self, future: F) -> F::Output {
         let mut future = pin!(future);
-        poll_fn(|cx| self.scope(|| future.as_mut().poll(cx))).await
+        poll_fn(|cx| Ambient::apart(|| self.scope(|| future.as_mut().poll(cx)))).await
     }
 }
 
@@ -98,15 +105,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scope_of_nothing_hides_what_is_around_it_and_leaves_it() {
+    fn what_is_run_apart_inherits_nothing_of_what_is_around_it_and_leaves_it() {
         let trace = TraceContext { trace_id: [1; 16], parent_id: [2; 8], flags: 0 };
         for outer in [
             Ambient { deadline_ns: 7, trace: None },
             Ambient { deadline_ns: clock::NEVER, trace: Some(trace) },
         ] {
             outer.scope(|| {
-                Ambient { deadline_ns: clock::NEVER, trace: None }
-                    .scope(|| assert!(!Ambient::is_here()));
+                Ambient::apart(|| assert!(!Ambient::is_here()));
                 let here = Ambient::here();
                 assert_eq!((here.deadline_ns, here.trace), (outer.deadline_ns, outer.trace));
             });

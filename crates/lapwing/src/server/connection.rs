@@ -289,7 +289,8 @@ impl Connection {
             let is_oneway = header.kind.is_application() && header.id == MessageId::CONNECTION;
             if is_oneway || header.kind == Kind::GOODBYE {
                 while self.is_saturated() && self.calls.join_next().await.is_some() {}
-                poll_fn(|cx| Poll::Ready(self.handle(&shared, cx, &header))).await?;
+                poll_fn(|cx| Poll::Ready(Ambient::apart(|| self.handle(&shared, cx, &header))))
+                    .await?;
             }
             turn -= 1;
             if turn == 0 {
@@ -311,7 +312,9 @@ impl Connection {
         // Once, not for every frame: counting references is a locked instruction.
         let shared = Arc::clone(&self.shared);
         loop {
-            let progress = poll_fn(|cx| Poll::Ready(self.handle_frames(&shared, cx))).await?;
+            let mut turn =
+                |cx: &mut Context<'_>| Ambient::apart(|| self.handle_frames(&shared, cx));
+            let progress = poll_fn(|cx| Poll::Ready(turn(cx))).await?;
             match progress {
                 Progress::Frames => {
                     quiet_since = None;
@@ -1159,7 +1162,9 @@ impl Connection {
     async fn send_blocked(&mut self, shared: &Shared, mut response: Header) -> Result<(), Broken> {
         loop {
             while let Some(header) = self.next_of_running()? {
-                let blocked = poll_fn(|cx| Poll::Ready(self.handle(shared, cx, &header))).await?;
+                let blocked =
+                    poll_fn(|cx| Poll::Ready(Ambient::apart(|| self.handle(shared, cx, &header))))
+                        .await?;
                 debug_assert!(blocked.is_none(), "such frames have no answer");
             }
             let bytes = reply_bytes(&self.reply, self.reply_long.as_ref());
