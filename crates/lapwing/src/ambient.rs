@@ -61,21 +61,26 @@ impl Ambient {
         run()
     }
 
-    /// Runs what serves calls: where that is within another's handler, on its thread, they inherit nothing of it.
+    /// For what serves calls, as long as the guard lives: where that is within another's handler, on its thread, they
+    /// inherit nothing of it.
+    #[must_use]
     #[inline]
-    pub(crate) fn apart<T>(run: impl FnOnce() -> T) -> T {
-        let _outer = Ambient::is_here().then(|| Outer::new(Ambient::NONE));
-        run()
+    pub(crate) fn apart() -> Option<Outer> {
+        Ambient::is_here().then(|| Outer::new(Ambient::NONE))
     }
 
     pub(crate) async fn around<F: Future>(self, future: F) -> F::Output {
         let mut future = pin!(future);
-        poll_fn(|cx| Ambient::apart(|| self.scope(|| future.as_mut().poll(cx)))).await
+        poll_fn(|cx| {
+            let _outer = Ambient::apart();
+            self.scope(|| future.as_mut().poll(cx))
+        })
+        .await
     }
 }
 
 /// What was there before a scope, and is there again after it.
-struct Outer {
+pub(crate) struct Outer {
     deadline_ns: u64,
     /// `None`: it was not touched.
     trace: Option<Option<TraceContext>>,
@@ -112,7 +117,9 @@ mod tests {
             Ambient { deadline_ns: clock::NEVER, trace: Some(trace) },
         ] {
             outer.scope(|| {
-                Ambient::apart(|| assert!(!Ambient::is_here()));
+                let apart = Ambient::apart();
+                assert!(!Ambient::is_here());
+                drop(apart);
                 let here = Ambient::here();
                 assert_eq!((here.deadline_ns, here.trace), (outer.deadline_ns, outer.trace));
             });

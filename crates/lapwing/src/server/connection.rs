@@ -289,8 +289,7 @@ impl Connection {
             let is_oneway = header.kind.is_application() && header.id == MessageId::CONNECTION;
             if is_oneway || header.kind == Kind::GOODBYE {
                 while self.is_saturated() && self.calls.join_next().await.is_some() {}
-                poll_fn(|cx| Poll::Ready(Ambient::apart(|| self.handle(&shared, cx, &header))))
-                    .await?;
+                self.handle_apart(&shared, &header).await?;
             }
             turn -= 1;
             if turn == 0 {
@@ -312,9 +311,7 @@ impl Connection {
         // Once, not for every frame: counting references is a locked instruction.
         let shared = Arc::clone(&self.shared);
         loop {
-            let mut turn =
-                |cx: &mut Context<'_>| Ambient::apart(|| self.handle_frames(&shared, cx));
-            let progress = poll_fn(|cx| Poll::Ready(turn(cx))).await?;
+            let progress = poll_fn(|cx| Poll::Ready(self.handle_frames(&shared, cx))).await?;
             match progress {
                 Progress::Frames => {
                     quiet_since = None;
@@ -537,6 +534,7 @@ impl Connection {
 
     /// Handles what is here, up to a turn's worth, and looks at the peer's bell once.
     fn handle_frames(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Result<Progress, Broken> {
+        let _outer = Ambient::apart();
         let mut progress = Progress::Nothing;
         let (mut left, mut looked) = (FRAMES_PER_TURN, false);
         while left > 0 {
@@ -576,6 +574,19 @@ impl Connection {
             self.turned_at = now;
         }
         Ok(progress)
+    }
+
+    /// Handles one frame beside the turns.
+    async fn handle_apart(
+        &mut self,
+        shared: &Shared,
+        header: &Header,
+    ) -> Result<Option<Header>, Broken> {
+        poll_fn(|cx| {
+            let _outer = Ambient::apart();
+            Poll::Ready(self.handle(shared, cx, header))
+        })
+        .await
     }
 
     #[inline(always)]
@@ -1162,9 +1173,7 @@ impl Connection {
     async fn send_blocked(&mut self, shared: &Shared, mut response: Header) -> Result<(), Broken> {
         loop {
             while let Some(header) = self.next_of_running()? {
-                let blocked =
-                    poll_fn(|cx| Poll::Ready(Ambient::apart(|| self.handle(shared, cx, &header))))
-                        .await?;
+                let blocked = self.handle_apart(shared, &header).await?;
                 debug_assert!(blocked.is_none(), "such frames have no answer");
             }
             let bytes = reply_bytes(&self.reply, self.reply_long.as_ref());
