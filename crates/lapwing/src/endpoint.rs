@@ -273,14 +273,17 @@ pub(crate) const CONNECT_AGAIN: Duration = Duration::from_millis(2);
 /// A connection to the server at `path`, or `None` while the queue of those it has not accepted yet is
 /// full.
 pub(crate) fn try_connect(path: &Path) -> Result<Option<UnixStream>, ConnectError> {
-    match check_directory_of(path) {
-        Err(EndpointError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-            return Err(ConnectError::NotFound { path: path.to_owned() });
-        }
-        checked => checked?,
-    }
+    let checked = check_directory_of(path);
+    // One that cannot be looked at is mostly missing, as the socket in it: connecting says so.
+    let checked = match checked {
+        Err(EndpointError::Io { .. }) | Ok(()) => checked,
+        Err(refused) => return Err(refused.into()),
+    };
     match platform::connect(path) {
-        Ok(socket) => Ok(Some(socket)),
+        Ok(socket) => {
+            checked?;
+            Ok(Some(socket))
+        }
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
         Err(error) => Err(connect_error(path, error)),
     }
