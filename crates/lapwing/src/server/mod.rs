@@ -3,7 +3,6 @@
 mod accept;
 mod ahead;
 mod connection;
-mod ended;
 mod handler;
 mod items;
 mod router;
