@@ -244,8 +244,8 @@ pub enum CallError {
     /// cancelled at the server.
     #[error("the call's time was over before its reply came")]
     DeadlineExceeded,
-    /// The server has ended the stream and takes no more items; its reply says how it ended.
-    #[error("the server has ended the stream and takes no more items")]
+    /// The server has ended the stream, or is gone, and takes no more items; the call's reply says how it ended.
+    #[error("the stream is over and takes no more items")]
     StreamEnded,
     /// There is no room now, and the call was not to wait for any.
     #[error("the connection has no room for another call now; try again later")]

@@ -1622,3 +1622,54 @@ fn blocking_client_gives_a_server_that_stops_reading_no_more_than_its_time() {
     drop(client);
     server.join();
 }
+
+/// An answer that lies unread behind a connection that is over is the call's answer all the same: an item that goes nowhere
+/// says that the stream has ended, and not how the connection did.
+#[test]
+fn item_to_a_server_that_answered_and_went_leaves_the_answer_to_be_had() {
+    use lapwing_testkit::RawServer;
+    use lapwing_testkit::frame::RawFrame;
+    const TAKES: ClientStream<Vec<u8>, lapwing::Payload, lapwing::Raw> =
+        ClientStream::new(0x0521, "takes");
+    fn check_sent(sent: Result<(), CallError>) -> bool {
+        match sent {
+            Ok(()) => false,
+            Err(CallError::StreamEnded) => true,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for transport in [Transport::SharedMemory, Transport::Socket] {
+        let answers_and_goes = || {
+            let (gone, waiting) = std::sync::mpsc::channel();
+            let server = RawServer::start(move |greeted| {
+                let mut peer = greeted.grant();
+                let (header, _) = peer.hear_frame();
+                peer.send_frame(&RawFrame::response(TAKES.kind(), header.id.get(), b"answer"));
+                drop(peer);
+                gone.send(()).unwrap();
+            });
+            (server, waiting)
+        };
+        let (server, gone) = answers_and_goes();
+        let client = blocking::IpcClient::connect_with(server.path(), &options(transport)).unwrap();
+        let mut upload = client.upload(TAKES, &CallOptions::default()).unwrap();
+        gone.recv().unwrap();
+        let over = (0..3).any(|item| check_sent(upload.send(&vec![item])));
+        assert!(over || transport == Transport::SharedMemory, "the socket is closed");
+        assert_eq!(&*upload.finish().unwrap(), b"answer", "{transport:?}");
+        server.join();
+
+        let (server, gone) = answers_and_goes();
+        runtime.block_on(async {
+            let client = IpcClient::connect_with(server.path(), options(transport)).await.unwrap();
+            let mut upload = client.upload(TAKES, &CallOptions::default()).await.unwrap();
+            // Nothing is read from here on until the answer is asked for.
+            gone.recv().unwrap();
+            let over = (0..3).any(|item| check_sent(upload.try_send(&vec![item])));
+            assert!(over || transport == Transport::SharedMemory, "the socket is closed");
+            assert_eq!(&*upload.finish().await.unwrap(), b"answer", "{transport:?}");
+        });
+        server.join();
+    }
+}

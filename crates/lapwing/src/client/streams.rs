@@ -11,7 +11,7 @@ use lapwing_proto::{
 };
 
 use super::core::{Call, Core, Lacks, Outbox, Outcome, Room, Started};
-use crate::error::{CallError, Delivered, EndReason};
+use crate::error::CallError;
 use crate::link::{Broken, SendError, call_header, connection_header, misbehaved};
 use crate::payload::Payload;
 
@@ -51,7 +51,7 @@ pub(crate) enum ItemError {
     Behind,
     /// No room in the connection.
     Full(Room),
-    /// The call is over; its reader finds how.
+    /// The call is over, or nothing can be sent any more; its reader finds how.
     Over,
     Failed(CallError),
 }
@@ -190,8 +190,8 @@ impl Core {
         header: lapwing_proto::Header,
         payload: &[u8],
     ) -> Result<(), ItemError> {
-        if let Some(reason) = self.end() {
-            return Err(ItemError::Failed(reason.error(Delivered::Maybe)));
+        if self.end().is_some() {
+            return Err(ItemError::Over);
         }
         match outbox.sending.send(header, payload).and_then(|()| Ok(outbox.sending.flush()?)) {
             Ok(()) => {
@@ -209,10 +209,8 @@ impl Core {
                 let status = Status::resource_exhausted(WireError::QuotaBulk.sentence());
                 Err(ItemError::Failed(status.into()))
             }
-            // The connection's driver finds the same and ends it for all.
-            Err(SendError::Broken(_)) => {
-                Err(ItemError::Failed(EndReason::Vanished.error(Delivered::Maybe)))
-            }
+            // The answer may have come before the end and lie unread: who reads finds that, or how the connection ended.
+            Err(SendError::Broken(_)) => Err(ItemError::Over),
         }
     }
 
