@@ -249,6 +249,45 @@ fn peer_that_breaks_the_rules_of_streams_is_cut_by_number() {
             WireError::BadMessage,
         ),
         (
+            "an item of a call that never was",
+            |p| p.send_frame(&item(COUNT.kind(), 2, b"x")),
+            WireError::UnknownCall,
+        ),
+        (
+            "the last word of a call that never was",
+            |p| p.send_frame(&last(COUNT.kind(), 2)),
+            WireError::UnknownCall,
+        ),
+        (
+            "credit for a call that never was",
+            |p| p.send_frame(&credit(2, 1, 1)),
+            WireError::UnknownCall,
+        ),
+        (
+            "an item of a call without streams",
+            |p| p.send_frame(&item(ECHO, 1, b"x")),
+            WireError::UnknownCall,
+        ),
+        ("a message with an id", |p| p.send_frame(&last(ECHO, 2)), WireError::UnknownCall),
+        (
+            "an item of a call that never was, behind one that holds its connection",
+            |p| {
+                p.send_frame(&RawFrame::request(HOLD, 2, b""));
+                p.send_frame(&item(COUNT.kind(), 77, b"x"));
+            },
+            WireError::UnknownCall,
+        ),
+        (
+            "an item of a call that never was, after frames with priority",
+            |p| {
+                let flags = Flags::REQUEST | Flags::PRIORITY;
+                p.send_frame(&RawFrame::of(flags, ECHO, 2, b""));
+                p.hear_frame();
+                p.send_frame(&item(COUNT.kind(), 77, b"x"));
+            },
+            WireError::UnknownCall,
+        ),
+        (
             "a stream with the id of a running one",
             |p| {
                 open(p, IDLE.kind(), 2);
@@ -516,6 +555,49 @@ fn item_with_priority_waits_for_its_request_behind_messages_that_have_no_place()
         assert_eq!(came, [b"first".to_vec(), b"other".to_vec(), vec![]], "{transport:?}");
     }
     assert_eq!(victim.stat("late"), 0);
+    victim.assert_unharmed();
+}
+
+/// What a caller sends for a call whose answer it read long ago, against the rule, may end its connection.
+#[test]
+fn item_of_a_call_that_twice_as_many_have_followed_is_cut_and_of_one_fewer_is_late() {
+    const PLACES: u64 = 3;
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    for transport in BOTH {
+        let mut peer = greet_for(&victim, transport, PLACES as u32);
+        for id in 1..=2 * PLACES {
+            open(&mut peer, EARLY.kind(), id);
+            peer.hear_frame();
+            peer.send_frame(&item(EARLY.kind(), 1, b"late"));
+            assert_eq!(peer.call(ECHO, 100, b"goes on").1, b"goes on");
+        }
+        open(&mut peer, EARLY.kind(), 2 * PLACES + 1);
+        peer.hear_frame();
+        peer.send_frame(&item(EARLY.kind(), 1, b"too late"));
+        assert_eq!(hear_goodbye(&mut peer), WireError::UnknownCall.number());
+        victim.assert_serves_others();
+    }
+    victim.await_stat("late", 2 * 2 * PLACES);
+    victim.await_stat("misbehaved", 2);
+    victim.assert_unharmed();
+}
+
+/// What a peer sent before it went is read after its call has ended without an answer that could be sent.
+#[test]
+fn item_of_a_call_whose_answer_went_nowhere_is_late() {
+    let Some(mut victim) = Victim::start(test_name!(), with_streams) else { return };
+    let peer = greet_for(&victim, Transport::Socket, 3);
+    let message = |kind| RawFrame::of(Flags::NONE, kind, 0, b"");
+    let opened = RawFrame::of(Flags::REQUEST | Flags::STREAM, EARLY.kind(), 1, b"");
+    // The peer is gone when the first one is over. The others are as many turns as the server takes before the call has its.
+    let others = std::iter::repeat_with(|| message(ECHO)).take(1200);
+    let frames = [message(HOLD), opened].into_iter().chain(others);
+    let frames = frames.chain([item(EARLY.kind(), 1, b"late")]);
+    peer.send(&frames.flat_map(|frame| frame.bytes(peer.checksum())).collect::<Vec<u8>>());
+    drop(peer);
+    victim.await_stat("late", 1);
+    victim.await_stat("vanished", 1);
+    assert_eq!(victim.stat("misbehaved"), 0);
     victim.assert_unharmed();
 }
 

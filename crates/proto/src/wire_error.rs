@@ -57,7 +57,7 @@ wire_errors! {
     8 BadExtension "a frame's extension block cannot be read, or needs what this side lacks";
     9 BadMessage "the payload of one of the connection's own frames cannot be read";
     10 UnexpectedMessage "a frame came that does not belong at this point, as a second Hello";
-    11 UnknownCall "a response answers no call that was ever made";
+    11 UnknownCall "a frame belongs to no call that was ever made";
     12 TooManyCalls "more calls are in flight than the handshake granted";
     13 BadRing "a commit word or a position in shared memory is impossible";
     14 BadSegment "a segment is unsealed, of the wrong type or of the wrong length";

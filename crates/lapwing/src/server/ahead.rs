@@ -21,6 +21,12 @@ pub(crate) struct Ahead {
     priority: VecDeque<Waiting>,
     others: VecDeque<Waiting>,
     bytes: usize,
+    /// Frames that have waited, or went before one that waits.
+    numbered: u64,
+    /// The highest number whose turn has come.
+    latest: u64,
+    /// Whether one that was read after the frame that was taken last had its turn before it.
+    overtaken: bool,
     /// How long the frame that was taken last had waited.
     waited: Duration,
     /// Whether its call was given up meanwhile.
@@ -31,6 +37,8 @@ struct Waiting {
     header: Header,
     frame: Box<Frame>,
     since: Instant,
+    /// It rises with the order in which frames are read.
+    number: u64,
     /// It is a request whose Cancel has come.
     given_up: bool,
 }
@@ -71,7 +79,14 @@ impl Ahead {
 
     /// The next frame is not taken from here.
     pub(crate) fn pass(&mut self) {
-        (self.waited, self.given_up) = (Duration::ZERO, false);
+        (self.waited, self.given_up, self.overtaken) = (Duration::ZERO, false, false);
+    }
+
+    /// As [`Ahead::pass`], where others may wait.
+    fn pass_others(&mut self) {
+        self.pass();
+        self.numbered += 1;
+        self.latest = self.numbered;
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -86,6 +101,12 @@ impl Ahead {
     /// Whether the frame that was taken last is of a call that was given up.
     pub(crate) fn is_given_up(&self) -> bool {
         self.given_up
+    }
+
+    /// Whether nothing that was read after the frame that was taken last had its turn before it, and no request with its
+    /// id waits: so what it belongs to has begun, and each call that has was read before it.
+    pub(crate) fn is_in_order(&self, id: MessageId) -> bool {
+        !self.overtaken && !self.waits(id)
     }
 
     /// Whether a request with this id waits here.
@@ -171,7 +192,7 @@ impl Ahead {
                 continue;
             }
             if passes(self, &header) {
-                self.pass();
+                self.pass_others();
                 return Ok(Some(header));
             }
             self.keep(header, frame);
@@ -185,14 +206,18 @@ impl Ahead {
         let overtakes = self.overtakes(&header);
         let frame = std::mem::replace(frame, Frame::kept());
         let queue = if overtakes { &mut self.priority } else { &mut self.others };
-        queue.push_back(Waiting { header, frame, since: Instant::now(), given_up: false });
+        self.numbered += 1;
+        let (since, number) = (Instant::now(), self.numbered);
+        queue.push_back(Waiting { header, frame, since, number, given_up: false });
     }
 
     /// What a frame holds whose turn has come.
     fn take(&mut self, waiting: Waiting, frame: &mut Box<Frame>) -> Header {
-        let Waiting { header, frame: taken, since, given_up } = waiting;
+        let Waiting { header, frame: taken, since, number, given_up } = waiting;
         self.bytes -= header.length as usize;
         (self.waited, self.given_up) = (since.elapsed(), given_up);
+        self.overtaken = number < self.latest;
+        self.latest = self.latest.max(number);
         // The buffer that is given up goes back to this thread's.
         drop(Payload::of(std::mem::replace(frame, taken)));
         header

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::ahead::Ahead;
+use super::ended::EndedStreams;
 use super::handler::{
     AsyncHandler, Caller, Handler, InlineCall, LONG_BYTES, Origin, Panicked, Running, TypedFn,
     run_inline, run_typed, served_code,
@@ -75,6 +76,8 @@ struct Outbox {
     sending: Sending,
     /// Calls that are running in tasks of their own, by id.
     running: HashMap<u64, RunningCall>,
+    /// Those with streams that were answered last.
+    ended: EndedStreams,
     /// The peer was told that it misbehaved: nothing follows.
     is_closed: bool,
     /// One-way messages whose handlers are running in tasks of their own.
@@ -204,7 +207,7 @@ impl Connection {
         let reply_bytes_max = sending.message_max();
         let routes = shared.router.len();
         let calls_in_flight = agreed.limits.calls_in_flight as usize;
-        let out = Out::new(sending, Tally { accepted: 1, ..Tally::default() });
+        let out = Out::new(sending, calls_in_flight, Tally { accepted: 1, ..Tally::default() });
         let (caller, weak) = (Arc::new(caller), Arc::downgrade(&out));
         Ok(Connection {
             spinner: Spinner::new(shared.spin),
@@ -816,7 +819,7 @@ impl Connection {
         let mut outbox = lock(&self.out.outbox);
         tally_received(&mut outbox.tally, header);
         let Some(call) = outbox.running.get(&header.id.get()) else {
-            return Ok(Self::take_as_late(outbox));
+            return self.take_as_late(outbox, header);
         };
         if call.kind != header.kind || !sends_items(call.shape) {
             let detail = "an item is of another kind than its stream";
@@ -858,7 +861,7 @@ impl Connection {
             _ => None,
         };
         let Some(call) = outbox.running.get(&header.id.get()) else {
-            return Ok(Self::take_as_late(outbox));
+            return self.take_as_late(outbox, header);
         };
         let (state, shape) = (Arc::clone(&call.state), call.shape);
         if credit.is_none() {
@@ -884,12 +887,22 @@ impl Connection {
         }
     }
 
-    /// A frame of a call that does not run: it was sent before the caller knew that the call was over. Ids are the caller's
-    /// choice, so one whose call never was cannot be told from it.
+    /// A frame of a call that does not run: it was sent before the caller knew that the call was over. One whose call
+    /// never was ends the connection, where that is certain: not of a Cancel, as calls without streams are not
+    /// remembered, nor of a frame that calls which were read after it have overtaken.
     #[cold]
-    fn take_as_late(mut outbox: MutexGuard<'_, Outbox>) -> Option<Header> {
+    fn take_as_late(
+        &self,
+        mut outbox: MutexGuard<'_, Outbox>,
+        header: &Header,
+    ) -> Result<Option<Header>, Broken> {
+        let known = header.kind == Kind::CANCEL || outbox.ended.contains(header.id.get());
+        if !known && self.ahead.is_in_order(header.id) {
+            let detail = "an item or credit is of a call that was never opened";
+            return Err(misbehaved(WireError::UnknownCall, detail));
+        }
         outbox.tally.late += 1;
-        None
+        Ok(None)
     }
 
     /// An async handler that was done at its first poll: no task, no allocation.
@@ -1067,7 +1080,11 @@ impl Connection {
         self.reply.clear();
         self.reply.resize(Header::BYTES, 0);
         self.reply.extend_from_slice(&status.encode());
-        match outbox.sending.send_in_place(response, &mut self.reply) {
+        let sent = outbox.sending.send_in_place(response, &mut self.reply);
+        if matches!(sent, Ok(()) | Err(SendError::Full)) && self.has_stream(header) {
+            outbox.ended.remember(header.id.get());
+        }
+        match sent {
             Ok(()) => {
                 outbox.tally.sent += 1;
                 Ok(None)
@@ -1080,6 +1097,13 @@ impl Connection {
             }
             Err(SendError::Broken(broken)) => Err(broken),
         }
+    }
+
+    /// Whether items or credit may be on their way for a request that is answered without having run: the caller says
+    /// so, or the method takes or gives some.
+    fn has_stream(&self, header: &Header) -> bool {
+        let route = self.shared.router.find(header.kind);
+        header.flags.contains(Flags::STREAM) || route.is_some_and(|route| is_stream(route.shape))
     }
 
     #[cold]
@@ -1325,10 +1349,11 @@ fn tally_received(tally: &mut Tally, header: &Header) {
 }
 
 impl Out {
-    fn new(sending: Sending, tally: Tally) -> Arc<Out> {
+    fn new(sending: Sending, calls_in_flight: usize, tally: Tally) -> Arc<Out> {
         let outbox = Outbox {
             sending,
             running: HashMap::new(),
+            ended: EndedStreams::new(calls_in_flight),
             is_closed: false,
             running_oneway: 0,
             waiting: Vec::new(),
@@ -1565,6 +1590,12 @@ impl Out {
             sent = outbox.sending.send(*response, payload);
         }
         let bytes = payload.len();
+        if !matches!(sent, Err(SendError::Full))
+            && running.as_ref().is_some_and(|call| is_stream(call.shape))
+        {
+            // Also if it went nowhere: what the caller sent before it was gone is still to be read.
+            outbox.ended.remember(id);
+        }
         match sent {
             Ok(()) => {
                 outbox.tally.sent += 1;

@@ -3,6 +3,7 @@
 mod accept;
 mod ahead;
 mod connection;
+mod ended;
 mod handler;
 mod items;
 mod router;

@@ -54,7 +54,7 @@ impl Full {
         let server = hello.admit().grant(&far, &offer, 1, &terms).unwrap();
         let ack = near.try_receive().unwrap().unwrap();
         let client = awaiting.receive(&near, ack, &options.bulk_terms()).unwrap();
-        let out = Out::new(server.sending, Tally::default());
+        let out = Out::new(server.sending, 1, Tally::default());
         let mut full = Full { out, client, blocks: Vec::new() };
         full.fill();
         full
