@@ -234,8 +234,12 @@ impl Body<'_> {
 
 /// A frame that was put together before it is known when it is sent: room for a header, an extension block or
 /// none, the payload. Its buffer goes back to the thread it is dropped on.
+// One word: moving what was just stored would wait until that is in the cache, and longer where it lies in two lines.
 #[derive(Debug)]
-pub(crate) struct Written {
+pub(crate) struct Written(Option<Box<Parts>>);
+
+#[derive(Default, Debug)]
+struct Parts {
     bytes: Vec<u8>,
     /// Where the payload begins.
     front: usize,
@@ -245,7 +249,7 @@ pub(crate) struct Written {
 
 thread_local! {
     /// The buffer of the frame that was put together last on this thread: most are sent before the next is begun.
-    static WRITTEN: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static WRITTEN: Cell<Option<Box<Parts>>> = const { Cell::new(None) };
 }
 
 impl Carried {
@@ -288,57 +292,83 @@ impl Written {
         if !more {
             return Ok(Written::plain(timed));
         }
-        let mut bytes = WRITTEN.try_with(Cell::take).unwrap_or_default();
+        let mut parts = Parts::kept();
+        let Parts { bytes, front, timed: is_timed } = &mut *parts;
+        bytes.clear();
         bytes.extend_from_slice(&[0; Header::BYTES]);
-        put_extensions(&mut bytes, timed.then_some(NO_TIME), trace, metadata, form)?;
-        Ok(Written { front: bytes.len(), bytes, timed })
+        put_extensions(bytes, timed.then_some(NO_TIME), trace, metadata, form)?;
+        (*front, *is_timed) = (bytes.len(), timed);
+        Ok(Written(Some(parts)))
     }
 
     /// As [`Written::begin`], with nothing in the extension block but the time.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn plain(timed: bool) -> Written {
-        // A thread that is ending keeps nothing.
-        let mut bytes = WRITTEN.try_with(Cell::take).unwrap_or_default();
+        let mut parts = Parts::kept();
+        let front = if timed { TIMED.len() } else { Header::BYTES };
+        parts.bytes.clear();
         if timed {
-            bytes.extend_from_slice(&TIMED);
+            parts.bytes.extend_from_slice(&TIMED);
         } else {
-            bytes.extend_from_slice(&[0; Header::BYTES]);
+            parts.bytes.extend_from_slice(&[0; Header::BYTES]);
         }
-        Written { front: bytes.len(), bytes, timed }
+        (parts.front, parts.timed) = (front, timed);
+        Written(Some(parts))
     }
 
-    /// Leaves its buffer to the next one.
+    /// Leaves its buffer to the next one. Nothing is asked of it any more.
     #[inline]
     pub(crate) fn give_back(&mut self) {
-        if self.bytes.capacity() > 0 {
-            let mut bytes = std::mem::take(&mut self.bytes);
-            bytes.clear();
-            shrink(&mut bytes);
-            let _ = WRITTEN.try_with(|kept| kept.set(bytes));
+        if let Some(mut parts) = self.0.take() {
+            shrink(&mut parts.bytes);
+            // A thread that is ending keeps nothing.
+            let _ = WRITTEN.try_with(|kept| kept.set(Some(parts)));
         }
+    }
+
+    #[inline(always)]
+    fn parts(&self) -> &Parts {
+        self.0.as_deref().expect(NOT_GIVEN_BACK)
+    }
+
+    #[inline(always)]
+    fn parts_mut(&mut self) -> &mut Parts {
+        self.0.as_deref_mut().expect(NOT_GIVEN_BACK)
     }
 
     /// Where the payload is to be appended.
     #[inline]
     pub(crate) fn payload_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
+        &mut self.parts_mut().bytes
     }
 
     #[inline]
     pub(crate) fn payload(&self) -> &[u8] {
-        &self.bytes[self.front..]
+        let Parts { bytes, front, .. } = self.parts();
+        &bytes[*front..]
     }
 
     #[inline]
     pub(crate) fn extension_bytes(&self) -> usize {
-        self.front - Header::BYTES
+        self.parts().front - Header::BYTES
     }
 
     /// Says that this much time is left, in a frame that says so at all.
     #[inline(always)]
     pub(crate) fn set_time(&mut self, time: TimeLeft) {
-        debug_assert!(self.timed, "it was put together for a call with a deadline");
-        time.set_in(&mut self.bytes[Header::BYTES..]);
+        let Parts { bytes, timed, .. } = self.parts_mut();
+        debug_assert!(*timed, "it was put together for a call with a deadline");
+        time.set_in(&mut bytes[Header::BYTES..]);
+    }
+}
+
+const NOT_GIVEN_BACK: &str = "a frame is given back once it was sent";
+
+impl Parts {
+    /// Those that were given back last, as they are.
+    #[inline(always)]
+    fn kept() -> Box<Parts> {
+        WRITTEN.try_with(Cell::take).ok().flatten().unwrap_or_default()
     }
 }
 
@@ -399,7 +429,13 @@ impl Sending {
     #[inline(always)]
     pub(crate) fn send(&mut self, mut header: Header, payload: &[u8]) -> Result<(), SendError> {
         if payload.len() > self.plain_max as usize {
-            return self.send_long(header, &mut Vec::new(), Body::Bytes(payload));
+            return self.send_long(
+                header.kind,
+                header.flags,
+                header.id,
+                &mut Vec::new(),
+                Body::Bytes(payload),
+            );
         }
         header.length = payload.len() as u32;
         let length = Header::BYTES + payload.len();
@@ -427,7 +463,7 @@ impl Sending {
         let length = frame.len() - Header::BYTES;
         if length > self.plain_max as usize {
             let payload = Body::Bytes(&frame[Header::BYTES..]);
-            return self.send_long(header, &mut Vec::new(), payload);
+            return self.send_long(header.kind, header.flags, header.id, &mut Vec::new(), payload);
         }
         header.length = length as u32;
         put_words(frame, header.to_words());
@@ -442,10 +478,16 @@ impl Sending {
         mut header: Header,
         written: &mut Written,
     ) -> Result<(), SendError> {
-        let Written { bytes, front, .. } = written;
+        let Parts { bytes, front, .. } = written.parts_mut();
         if bytes.len() - Header::BYTES > self.plain_max as usize {
             let mut extension = bytes[Header::BYTES..*front].to_vec();
-            return self.send_long(header, &mut extension, Body::Bytes(&bytes[*front..]));
+            return self.send_long(
+                header.kind,
+                header.flags,
+                header.id,
+                &mut extension,
+                Body::Bytes(&bytes[*front..]),
+            );
         }
         if *front > Header::BYTES {
             header.flags = header.flags | Flags::EXTENDED;
@@ -465,7 +507,7 @@ impl Sending {
         let lends = matches!(&self.out, Out::Ring { bulk: Some(_), .. });
         let in_block = lends && matches!(body, Body::Block(_));
         if in_block || extension.len() + body.len() > self.plain_max as usize {
-            return self.send_long(header, extension, body);
+            return self.send_long(header.kind, header.flags, header.id, extension, body);
         }
         if !extension.is_empty() {
             header.flags = header.flags | Flags::EXTENDED;
@@ -487,13 +529,18 @@ impl Sending {
     }
 
     /// Sends a payload that is longer than `plain_max`.
+    // Parts of the header, because a whole one is passed where it lies in memory: so it would lie there for every frame, and
+    // wait to be loaded again.
     #[cold]
     fn send_long(
         &mut self,
-        header: Header,
+        kind: Kind,
+        flags: Flags,
+        id: MessageId,
         extension: &mut Vec<u8>,
         body: Body<'_>,
     ) -> Result<(), SendError> {
+        let header = call_header(flags, kind, id);
         if self.compresses {
             return self.send_compressed(header, extension, body);
         }
