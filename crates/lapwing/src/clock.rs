@@ -40,6 +40,12 @@ pub(crate) fn from_now(left: Duration) -> TimeLeft {
     TimeLeft { remaining_us: micros(left), sent_at_ns: platform::monotonic_tick_ns() }
 }
 
+/// As [`from_now`], where what is left is in nanoseconds.
+#[inline]
+pub(crate) fn from_now_ns(left_ns: u64) -> TimeLeft {
+    TimeLeft { remaining_us: left_ns / 1_000, sent_at_ns: platform::monotonic_tick_ns() }
+}
+
 /// When a call ends that had so much time when it was sent, in nanoseconds of the clock.
 #[inline]
 pub(crate) fn end(time: TimeLeft) -> u64 {
@@ -69,11 +75,16 @@ pub(crate) struct Told {
 }
 
 impl Told {
+    /// Of a call that was sent with this, by a sender that reads the same clock.
+    #[inline]
+    pub(crate) fn sent(time: TimeLeft) -> Told {
+        Told { remaining_us: time.remaining_us, ends_at_ns: end(time) }
+    }
+
     /// Of a call that has this much time from now on, where its sender reads another clock.
     #[cold]
     pub(crate) fn now(left: Duration) -> Told {
-        let time = TimeLeft { remaining_us: micros(left), sent_at_ns: platform::monotonic_ns() };
-        Told { remaining_us: time.remaining_us, ends_at_ns: end(time) }
+        Told::sent(TimeLeft { remaining_us: micros(left), sent_at_ns: platform::monotonic_ns() })
     }
 }
 
@@ -113,8 +124,9 @@ pub(crate) fn instant(at_ns: u64) -> Option<Instant> {
     }
 }
 
+/// Whole nanoseconds, or the most there are.
 #[inline]
-fn nanos(time: Duration) -> u64 {
+pub(crate) fn nanos(time: Duration) -> u64 {
     time.as_secs().saturating_mul(1_000_000_000).saturating_add(time.subsec_nanos().into())
 }
 
@@ -132,10 +144,6 @@ mod tests {
 
     fn sent_before(time: Duration) -> u64 {
         platform::monotonic_ns() - nanos(time)
-    }
-
-    fn told(time: TimeLeft) -> Told {
-        Told { remaining_us: time.remaining_us, ends_at_ns: end(time) }
     }
 
     fn left_of(remaining: Duration, sent_at_ns: u64) -> Duration {
@@ -197,7 +205,7 @@ mod tests {
     fn running_call_is_ended_when_its_sender_ends_it_and_not_a_tick_before() {
         let ends_at = |waited: Duration| {
             let time = TimeLeft { remaining_us: micros(SECOND), sent_at_ns: sent_before(waited) };
-            enforced(told(time)).unwrap()
+            enforced(Told::sent(time)).unwrap()
         };
         let now = Instant::now();
         assert!(ends_at(Duration::ZERO) >= now + SECOND);
@@ -215,7 +223,7 @@ mod tests {
         for _ in 0..100 {
             let given = 3 * PLENTY;
             let time = from_now(given);
-            let at = instant(deadline_ns(told(time), left_ns(end(time)))).unwrap();
+            let at = instant(deadline_ns(Told::sent(time), left_ns(end(time)))).unwrap();
             assert!(at <= Instant::now() + given);
             std::thread::sleep(TICK / 100);
         }

@@ -7,7 +7,6 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
 
 use lapwing_proto::{
     CHECKSUM_RANGE, Checksum, Entry, ExtensionBuilder, ExtensionError, Extensions, Features, Flags,
@@ -20,7 +19,6 @@ use lapwing_shm::{
 };
 
 use crate::bulk::{BulkIn, BulkOut, BulkTerms};
-use crate::clock::{self, Told};
 use crate::codec::Form;
 use crate::compression::{COMPRESS_MIN, KeepContexts, compress, expand};
 use crate::payload::{Frame, Payload, shrink};
@@ -253,24 +251,6 @@ thread_local! {
 }
 
 impl Carried {
-    /// The call's time by the clock that both sides have if they `share` one; else it has begun when the frame was read,
-    /// which was so long ago as `waited` says.
-    #[inline]
-    pub(crate) fn told(&self, share: bool, waited: impl FnOnce() -> Duration) -> Option<Told> {
-        let remaining_us = self.remaining_us?;
-        Some(match self.sent_at_ns {
-            Some(sent_at_ns) if share => {
-                Told { remaining_us, ends_at_ns: clock::end(TimeLeft { remaining_us, sent_at_ns }) }
-            }
-            _ => Told::now(Duration::from_micros(remaining_us).saturating_sub(waited())),
-        })
-    }
-
-    #[inline]
-    pub(crate) fn trace(&self) -> Option<TraceContext> {
-        self.more.as_ref().and_then(|more| more.trace)
-    }
-
     /// How the call's payloads are written.
     #[inline]
     pub(crate) fn form(&self) -> Form {
@@ -288,8 +268,7 @@ impl Written {
         metadata: &Metadata,
         form: Form,
     ) -> Result<Written, ExtensionError> {
-        let more = trace.is_some() || !metadata.is_empty() || form == Form::Json;
-        if !more {
+        if trace.is_none() && metadata.is_empty() && form == Form::Own {
             return Ok(Written::plain(timed));
         }
         let mut parts = Parts::kept();
@@ -301,16 +280,17 @@ impl Written {
         Ok(Written(Some(parts)))
     }
 
-    /// As [`Written::begin`], with nothing in the extension block but the time.
+    /// As [`Written::begin`], with nothing in the extension block but the time. What is said when it is sent, header and time,
+    /// is left as it stands in the buffer.
     #[inline(always)]
     pub(crate) fn plain(timed: bool) -> Written {
         let mut parts = Parts::kept();
-        let front = if timed { TIMED.len() } else { Header::BYTES };
-        parts.bytes.clear();
-        if timed {
-            parts.bytes.extend_from_slice(&TIMED);
+        let front = if timed { TIMED_BYTES } else { Header::BYTES };
+        if parts.bytes.len() >= front {
+            parts.bytes.truncate(front);
         } else {
-            parts.bytes.extend_from_slice(&[0; Header::BYTES]);
+            parts.bytes.clear();
+            parts.bytes.extend_from_slice(&[0; TIMED_BYTES][..front]);
         }
         (parts.front, parts.timed) = (front, timed);
         Written(Some(parts))
@@ -356,9 +336,10 @@ impl Written {
     /// Says that this much time is left, in a frame that says so at all.
     #[inline(always)]
     pub(crate) fn set_time(&mut self, time: TimeLeft) {
-        let Parts { bytes, timed, .. } = self.parts_mut();
+        let Parts { bytes, front, timed } = self.parts_mut();
         debug_assert!(*timed, "it was put together for a call with a deadline");
-        time.set_in(&mut bytes[Header::BYTES..]);
+        let block = &mut bytes[Header::BYTES..];
+        if *front == TIMED_BYTES { put_words(block, time.words()) } else { time.set_in(block) }
     }
 }
 
@@ -375,12 +356,8 @@ impl Parts {
 /// What stands in a frame until it is sent.
 const NO_TIME: TimeLeft = TimeLeft { remaining_us: 0, sent_at_ns: 0 };
 
-/// Room for a header, and a block that holds the time and nothing else.
-const TIMED: [u8; Header::BYTES + TimeLeft::BLOCK_BYTES] = {
-    let mut timed = [0; Header::BYTES + TimeLeft::BLOCK_BYTES];
-    timed.split_at_mut(Header::BYTES).1.copy_from_slice(&NO_TIME.block());
-    timed
-};
+/// Bytes of a header, and of a block that holds the time and nothing else.
+const TIMED_BYTES: usize = Header::BYTES + TimeLeft::BLOCK_BYTES;
 
 impl Drop for Written {
     #[inline]
@@ -489,10 +466,21 @@ impl Sending {
                 Body::Bytes(&bytes[*front..]),
             );
         }
-        if *front > Header::BYTES {
-            header.flags = header.flags | Flags::EXTENDED;
+        if *front == Header::BYTES {
+            return self.send_in_place(header, bytes);
         }
-        self.send_in_place(header, bytes)
+        header.flags = header.flags | Flags::EXTENDED;
+        if *front != TIMED_BYTES {
+            return self.send_in_place(header, bytes);
+        }
+        header.length = (bytes.len() - Header::BYTES) as u32;
+        put_words(bytes, header.to_words());
+        header.checksum = self.checksum.of_zeroed(bytes);
+        let (words, _) = bytes.as_chunks::<8>();
+        let block = [3, 4, 5].map(|n| u64::from_le_bytes(words[n]));
+        let [first, second, third] = header.to_words();
+        let head = [first, second, third, block[0], block[1], block[2]];
+        self.out.push(head, &bytes[TIMED_BYTES..])
     }
 
     /// As [`Sending::send`], with the extension block in `extension`, which may be empty for none and is used
@@ -745,28 +733,28 @@ impl Sending {
 
 impl Out {
     #[inline(always)]
-    fn push(&mut self, header: [u64; 3], payload: &[u8]) -> Result<(), SendError> {
+    fn push<const N: usize>(&mut self, head: [u64; N], tail: &[u8]) -> Result<(), SendError> {
         match self {
             Out::Ring { producer, fresh, .. } => {
-                producer.push_words(header.map(u64::to_le), payload)?;
+                producer.push_words(head.map(u64::to_le), tail)?;
                 *fresh = true;
                 Ok(())
             }
             Out::Socket { socket, backlog, sent } => {
-                let mut frame = Vec::with_capacity(Header::BYTES + payload.len());
-                frame.resize(Header::BYTES, 0);
-                put_words(&mut frame, header);
-                frame.extend_from_slice(payload);
+                let mut frame = Vec::with_capacity(8 * N + tail.len());
+                frame.resize(8 * N, 0);
+                put_words(&mut frame, head);
+                frame.extend_from_slice(tail);
                 send_on_socket(socket, backlog, sent, &frame)
             }
         }
     }
 }
 
-/// Writes a header's words to the front of a frame, each at once: what reads them next does not have
+/// Writes words to the front of a frame, each at once: what reads them next does not have
 /// to wait for narrower stores.
 #[inline(always)]
-fn put_words(frame: &mut [u8], words: [u64; 3]) {
+fn put_words<const N: usize>(frame: &mut [u8], words: [u64; N]) {
     for (bytes, word) in frame.chunks_exact_mut(8).zip(words) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
@@ -864,22 +852,26 @@ enum In {
 }
 
 impl Receiving {
-    /// Takes the next whole frame into `frame` (header, its checksum field zero, and payload),
-    /// checked; `None` when there is none yet. A payload in bulk memory is there, too, and the header says its
+    /// Takes the next whole frame into `frame` (header, its checksum field zero, and payload) and its header into `header`,
+    /// checked; whether there is one yet. A payload in bulk memory is there, too, and the header says its
     /// length.
     #[inline(always)]
-    pub(crate) fn next(&mut self, frame: &mut Frame) -> Result<Option<Header>, Broken> {
+    pub(crate) fn next(&mut self, frame: &mut Frame, header: &mut Header) -> Result<bool, Broken> {
         frame.clear();
-        let bytes = &mut frame.bytes;
-        let header = match &mut self.r#in {
-            In::Ring { consumer, bell } => take_record(consumer, bell, self.inline_max, bytes)?,
+        let came = match &mut self.r#in {
+            In::Ring { consumer, bell } => {
+                take_record(consumer, bell, self.inline_max, frame, header)?
+            }
             In::Socket { socket, buffer, start, end } => {
-                take_from_socket(socket, buffer, start, end, self.inline_max, bytes)?
+                let max = self.inline_max;
+                take_from_socket(socket, buffer, start, end, max, &mut frame.bytes, header)?
             }
         };
-        let Some(header) = header else { return Ok(None) };
+        if !came {
+            return Ok(false);
+        }
         if header.length > self.message_max {
-            self.check_length(&header, &frame.bytes)?;
+            self.check_length(header, &frame.bytes)?;
         }
         let expected = self.checksum.of_zeroed(&frame.bytes);
         if expected != header.checksum {
@@ -887,12 +879,20 @@ impl Receiving {
         }
         if header.flags.intersects(UNFOLDED)
             && (header.kind.is_application() || header.flags.is_response())
-            && (header.flags.contains(Flags::COMPRESSED)
-                || TimeLeft::read_block(&frame.bytes[Header::BYTES..]).is_none())
         {
-            return self.unfold(header, frame).map(Some);
+            let block = || TimeLeft::read_block(&frame.bytes[Header::BYTES..]);
+            match frame.time.or_else(block) {
+                Some(time) if !header.flags.contains(Flags::COMPRESSED) => {
+                    frame.time = Some(time);
+                    frame.front = TIMED_BYTES;
+                }
+                _ => {
+                    frame.time = None;
+                    *header = self.unfold(*header, frame)?;
+                }
+            }
         }
-        Ok(Some(header))
+        Ok(true)
     }
 
     /// Checks a frame from the socket that is longer than a message: its extension block may be what is too much.
@@ -1029,31 +1029,46 @@ fn take_record(
     consumer: &mut Consumer,
     bell: &Bell<Doorbell>,
     payload_max: u32,
-    frame: &mut Vec<u8>,
-) -> Result<Option<Header>, Broken> {
+    frame: &mut Frame,
+    header: &mut Header,
+) -> Result<bool, Broken> {
     let Some(record) = consumer.peek()? else {
-        return Ok(None);
+        return Ok(false);
     };
     let span = record.span();
     if span > layout::record_span(Header::BYTES + payload_max as usize) {
         return Err(misbehaved(WireError::FrameTooLong, "a record is too long"));
     }
     // Each word of the header is loaded once; then the copy alone is looked at.
-    let words = record.read_words().map(u64::from_le);
-    let header = Header::from_words(words, payload_max)?;
-    let length = Header::BYTES + header.length as usize;
+    let words = record.read_words(0).map(u64::from_le);
+    let Header { flags, kind, length, id, checksum } = Header::from_words(words, payload_max)?;
+    (header.flags, header.kind, header.length) = (flags, kind, length);
+    (header.id, header.checksum) = (id, checksum);
+    let length = Header::BYTES + length as usize;
     if layout::record_span(length) != span {
         let detail = "a commit word disagrees with its frame's length";
         return Err(misbehaved(WireError::BadRing, detail));
     }
-    let zeroed = [words[0], words[1], words[2] & u64::from(u32::MAX)];
-    frame.extend_from_slice(&[0; Header::BYTES]);
-    put_words(frame, zeroed);
-    record.append(Header::BYTES, header.length as usize, frame);
+    let [first, second, third] = words;
+    let third = third & u64::from(u32::MAX);
+    let Frame { bytes, time, .. } = frame;
+    let mut front = Header::BYTES;
+    if flags.contains(Flags::EXTENDED) && length >= TIMED_BYTES {
+        // As the header is: most blocks are these words.
+        front = TIMED_BYTES;
+        let block = record.read_words(Header::BYTES).map(u64::from_le);
+        *time = TimeLeft::of_words(block);
+        bytes.extend_from_slice(&[0; TIMED_BYTES]);
+        put_words(bytes, [first, second, third, block[0], block[1], block[2]]);
+    } else {
+        bytes.extend_from_slice(&[0; Header::BYTES]);
+        put_words(bytes, [first, second, third]);
+    }
+    record.append(front, length - front, bytes);
     if record.release() {
         bell.ring_if_asleep()?;
     }
-    Ok(Some(header))
+    Ok(true)
 }
 
 fn take_from_socket(
@@ -1063,12 +1078,13 @@ fn take_from_socket(
     end: &mut usize,
     payload_max: u32,
     frame: &mut Vec<u8>,
-) -> Result<Option<Header>, Broken> {
+    header: &mut Header,
+) -> Result<bool, Broken> {
     loop {
         let here = &buffer[*start..*end];
         let mut wanted = Header::BYTES;
         if let Some(head) = here.first_chunk() {
-            let header = Header::decode(head, payload_max.saturating_add(EXTENSION_BYTES_MAX))?;
+            *header = Header::decode(head, payload_max.saturating_add(EXTENSION_BYTES_MAX))?;
             let may_be_longer =
                 header.flags.contains(Flags::EXTENDED) && header.kind.is_application();
             if header.length > payload_max && !may_be_longer {
@@ -1079,14 +1095,14 @@ fn take_from_socket(
                 frame.extend_from_slice(&here[..wanted]);
                 frame[CHECKSUM_RANGE].fill(0);
                 *start += wanted;
-                return Ok(Some(header));
+                return Ok(true);
             }
         }
         match read_more(socket, buffer, start, end, wanted) {
             Ok(0) if *end == 0 => return Err(Broken::Ended),
             Ok(0) => return Err(FrameError::Truncated { length: *end, needed: wanted }.into()),
             Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
@@ -1220,11 +1236,12 @@ pub(crate) struct CarriedMore {
 /// What keeps the frame from being understood; it is as it was then.
 #[inline]
 pub(crate) fn take_extensions(frame: &mut Frame) -> Result<Carried, ExtensionError> {
-    let Some(time) = TimeLeft::read_block(&frame.bytes[Header::BYTES..]) else {
+    // Not read yet where it came with a payload that was unfolded.
+    let read = || TimeLeft::read_block(&frame.bytes[Header::BYTES..]);
+    let Some(TimeLeft { remaining_us, sent_at_ns }) = frame.time.or_else(read) else {
         return take_any_extensions(frame);
     };
-    frame.front = Header::BYTES + TimeLeft::BLOCK_BYTES;
-    let TimeLeft { remaining_us, sent_at_ns } = time;
+    frame.front = TIMED_BYTES;
     Ok(Carried { remaining_us: Some(remaining_us), sent_at_ns: Some(sent_at_ns), more: None })
 }
 

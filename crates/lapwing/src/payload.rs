@@ -1,10 +1,10 @@
 //! Bytes of a message: copied out of the transport, or in a block of bulk memory.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::Deref;
 
-use lapwing_proto::Header;
+use lapwing_proto::{Header, TimeLeft};
 use lapwing_shm::OwnBlock;
 
 use crate::bulk::Long;
@@ -68,6 +68,9 @@ thread_local! {
     /// client's and an inline server's do, allocates nothing; payloads that are dropped elsewhere take
     /// their buffers along.
     static KEPT: RefCell<Kept> = const { RefCell::new(Kept::NONE) };
+
+    /// One more, with a buffer: one call after the other needs no other, and nothing is counted.
+    static NEXT: Cell<Option<Box<Frame>>> = const { Cell::new(None) };
 }
 
 /// The payload of a request or a reply.
@@ -153,12 +156,22 @@ pub(crate) struct Frame {
     /// Bytes in front of the payload: the header, and the extension block once it was read.
     pub(crate) front: usize,
     pub(crate) long: Option<Box<Long>>,
+    /// What an extension block says that was read already, because it holds this and nothing else.
+    pub(crate) time: Option<TimeLeft>,
 }
 
 impl Frame {
     /// An empty one with a buffer of this thread's, if it keeps some. Its payload stands at the front.
     #[inline]
     pub(crate) fn kept() -> Box<Frame> {
+        match NEXT.try_with(Cell::take) {
+            Ok(Some(frame)) => frame,
+            _ => Frame::kept_among_others(),
+        }
+    }
+
+    #[inline(never)]
+    fn kept_among_others() -> Box<Frame> {
         let kept = KEPT.try_with(|kept| kept.borrow_mut().take());
         kept.ok().flatten().unwrap_or_else(Frame::shell)
     }
@@ -168,6 +181,26 @@ impl Frame {
     fn shell() -> Box<Frame> {
         let kept = KEPT.try_with(|kept| kept.borrow_mut().shells.pop());
         kept.ok().flatten().unwrap_or_default()
+    }
+
+    /// Leaves an empty one to this thread.
+    #[inline]
+    fn keep(self: Box<Frame>) {
+        let mut frame = Some(self);
+        // A thread that is ending keeps nothing.
+        let _ = NEXT.try_with(|next| {
+            let known = next.take();
+            let is_free = known.is_none() && frame.as_ref().is_some_and(|f| f.bytes.capacity() > 0);
+            next.set(if is_free { frame.take() } else { known });
+        });
+        if let Some(frame) = frame {
+            frame.keep_among_others();
+        }
+    }
+
+    #[inline(never)]
+    fn keep_among_others(self: Box<Frame>) {
+        let _ = KEPT.try_with(|kept| kept.borrow_mut().keep(self));
     }
 
     /// The payload; behind the extension block only once that was read.
@@ -195,6 +228,7 @@ impl Frame {
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
         self.front = Header::BYTES;
+        self.time = None;
         self.drop_long();
     }
 
@@ -222,8 +256,7 @@ impl Drop for Payload {
         frame.front = 0;
         frame.drop_long();
         shrink(&mut frame.bytes);
-        // A thread that is ending keeps nothing.
-        let _ = KEPT.try_with(|kept| kept.borrow_mut().keep(frame));
+        frame.keep();
     }
 }
 
@@ -319,6 +352,7 @@ mod tests {
             assert_eq!(kept.frames.len(), KEPT_BUFFERS);
             assert!(kept.frames.iter().all(|frame| frame.bytes.capacity() <= KEPT_BYTES));
         });
+        assert!(NEXT.take().is_some_and(|frame| frame.bytes.capacity() <= KEPT_BYTES));
         while let Some(frame) = KEPT.with_borrow_mut(Kept::take) {
             drop(frame);
         }
@@ -327,7 +361,9 @@ mod tests {
             assert_eq!(kept.frames.len(), KEPT_BYTES_IN_ALL / KEPT_BYTES);
             assert_eq!(kept.bytes, KEPT_BYTES_IN_ALL);
         });
+        assert!(NEXT.take().is_some());
         drop_all(&Vec::new);
+        assert!(NEXT.take().is_none(), "it has no buffer");
         KEPT.with_borrow(|kept| assert_eq!(kept.shells.len(), KEPT_BUFFERS));
     }
 

@@ -19,7 +19,7 @@ use tracing::span::Entered;
 
 use crate::client::Travel;
 use crate::error::CallError;
-use crate::link::{Carried, Metadata};
+use crate::link::{CarriedMore, Metadata};
 use crate::server::Caller;
 
 /// What filters know these spans by.
@@ -74,10 +74,10 @@ pub(crate) fn serving(
     method: &str,
     caller: &Caller,
     header: &Header,
-    carried: Option<&Carried>,
+    more: Option<&CarriedMore>,
     left_ns: Option<u64>,
 ) -> Option<Box<CallSpan>> {
-    if are_wanted() { begin_serving(method, caller, header, carried, left_ns) } else { None }
+    if are_wanted() { begin_serving(method, caller, header, more, left_ns) } else { None }
 }
 
 #[cold]
@@ -85,7 +85,7 @@ fn begin_serving(
     method: &str,
     caller: &Caller,
     header: &Header,
-    carried: Option<&Carried>,
+    more: Option<&CarriedMore>,
     left_ns: Option<u64>,
 ) -> Option<Box<CallSpan>> {
     let span = tracing::debug_span!(
@@ -105,7 +105,7 @@ fn begin_serving(
     if let Some(left_ns) = left_ns {
         span.record("remaining_us", left_ns / 1_000);
     }
-    let Some(more) = carried.and_then(|carried| carried.more.as_ref()) else {
+    let Some(more) = more else {
         return CallSpan::new(span, None);
     };
     record_metadata(&span, &more.metadata);

@@ -221,8 +221,10 @@ impl TimeLeft {
     /// the frame is.
     pub const BLOCK_BYTES: usize = 24;
 
+    /// The three words of the block that [`TimeLeft::block`] makes, to be stored as little-endian ones.
+    #[must_use]
     #[inline]
-    const fn words(self) -> [u64; 3] {
+    pub const fn words(self) -> [u64; 3] {
         [
             word(&BEFORE_DEADLINE) | self.remaining_us << (64 - LOW_BITS),
             self.remaining_us >> LOW_BITS | word(&BEFORE_SENT) << (64 - LOW_BITS),
@@ -249,10 +251,18 @@ impl TimeLeft {
     #[inline]
     pub fn read_block(payload: &[u8]) -> Option<TimeLeft> {
         let (words, _) = payload.first_chunk::<{ TimeLeft::BLOCK_BYTES }>()?.as_chunks();
-        let [first, second, sent_at_ns] = [0, 1, 2].map(|n| u64::from_le_bytes(words[n]));
+        TimeLeft::of_words([0, 1, 2].map(|n| u64::from_le_bytes(words[n])))
+    }
+
+    /// As [`TimeLeft::read_block`], of the block's three words.
+    #[must_use]
+    #[inline]
+    pub fn of_words(words: [u64; 3]) -> Option<TimeLeft> {
+        let [first, second, sent_at_ns] = words;
         let remaining_us = first >> (64 - LOW_BITS) | second << LOW_BITS;
         let time = TimeLeft { remaining_us, sent_at_ns };
-        (time.words() == [first, second, sent_at_ns]).then_some(time)
+        let [found, rest, _] = time.words();
+        (found == first && rest == second).then_some(time)
     }
 
     /// Writes this over what a block says that begins with the two entries, whatever follows them.

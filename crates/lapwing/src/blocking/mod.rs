@@ -186,7 +186,7 @@ impl IpcClient {
         method: &'static str,
     ) -> Result<PendingCall<'_>, CallError> {
         let span = if spans::are_wanted() { self.span(&out, method) } else { None };
-        let mut until = out.until();
+        let mut until = Until::Never;
         let started = self.start_call(&mut out, &mut until);
         if let (Some(span), Err(_)) = (&span, &started) {
             span.end(code_of(&started));
@@ -414,13 +414,13 @@ impl IpcClient {
 
     #[inline]
     fn call_now(&self, out: &mut Outgoing<'_>) -> Result<Payload, CallError> {
-        let mut until = out.until();
+        let mut until = Until::Never;
         let call = self.start_call(out, &mut until)?;
         self.collect(&call, &mut until)
     }
 
     fn call_plain(&self, call: &mut Plain) -> Result<Payload, CallError> {
-        let mut until = call.until();
+        let mut until = Until::Never;
         let started = self.start_call(call, &mut until)?;
         call.clear();
         self.collect(&started, &mut until)
@@ -428,8 +428,10 @@ impl IpcClient {
 
     #[inline(always)]
     fn start_call(&self, call: &mut impl Start, until: &mut Until) -> Result<Started, CallError> {
-        let only_with_room = call.only_with_room();
         let started = call.start(&self.shared.core, || false);
+        // Only now: the request is on its way.
+        *until = call.until();
+        let only_with_room = call.only_with_room();
         self.go_on(started, until, only_with_room, |core, again| call.start_again(core, again))
     }
 

@@ -45,8 +45,8 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let reply = match options.only_time() {
-            Some(until) if !spans::are_wanted() => {
-                let mut call = Plain::new(kind_of(method), until);
+            Some(limit_ns) if !spans::are_wanted() => {
+                let mut call = Plain::new(kind_of(method), limit_ns);
                 write(method, request, call.payload_mut())?;
                 self.call_plain(&mut call)?
             }

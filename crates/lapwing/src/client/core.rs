@@ -29,6 +29,7 @@ use super::options::Until;
 use super::stats::Counters;
 use super::streams::{Owed, StreamCall};
 use crate::bulk::{BulkIn, Reserved};
+use crate::clock;
 use crate::codec::Form;
 use crate::compression::{has_contexts, sweep_contexts};
 use crate::error::{CallError, Delivered, EndReason};
@@ -113,6 +114,8 @@ pub(crate) struct Outbox {
 pub(crate) struct Inbox {
     receiving: Receiving,
     frame: Box<Frame>,
+    /// The header of the frame that was read last.
+    header: Header,
     pub(crate) sleeper: Option<Sleeper>,
     pub(crate) spinner: Spinner,
     /// Frames delivered so far: tells a driver whether anything moved.
@@ -359,14 +362,15 @@ impl Start for Outgoing<'_> {
 pub(crate) struct Plain {
     kind: Kind,
     written: Written,
-    until: Until,
+    /// How long it has, in nanoseconds, or [`clock::NEVER`]. Not an [`Until`]: that is moved in other pieces than it was stored.
+    limit_ns: u64,
 }
 
 impl Plain {
     /// One whose payload is still empty.
     #[inline(always)]
-    pub(crate) fn new(kind: Kind, until: Until) -> Plain {
-        Plain { kind, written: Written::plain(until != Until::Never), until }
+    pub(crate) fn new(kind: Kind, limit_ns: u64) -> Plain {
+        Plain { kind, written: Written::plain(limit_ns != clock::NEVER), limit_ns }
     }
 
     /// Where the payload is to be appended.
@@ -379,7 +383,10 @@ impl Plain {
 impl Start for Plain {
     #[inline]
     fn until(&self) -> Until {
-        self.until
+        match self.limit_ns {
+            clock::NEVER => Until::Never,
+            limit_ns => Until::In(Duration::from_nanos(limit_ns)),
+        }
     }
 
     #[inline]
@@ -389,12 +396,13 @@ impl Start for Plain {
 
     #[inline(always)]
     fn start(&mut self, core: &Core, looks: impl FnOnce() -> bool) -> Result<Started, StartError> {
-        let Plain { kind, written, until } = self;
+        let Plain { kind, written, limit_ns } = self;
+        // Before the lock, which takes as long: what is left and since when go together.
+        if *limit_ns != clock::NEVER {
+            written.set_time(clock::from_now_ns(*limit_ns));
+        }
         let room = Room { bytes: written.payload().len(), place: true, lacks: Lacks::Place };
         core.start_frame(*kind, room, None, Brings::Reply, looks, |outbox, header| {
-            if let Some(left) = until.left() {
-                written.set_time(left);
-            }
             let bytes = room.bytes;
             let room = Room { bytes: bytes + written.extension_bytes(), ..room };
             let sent = outbox.sending.send_written(header, written);
@@ -406,7 +414,7 @@ impl Start for Plain {
 
     #[cold]
     fn start_again(&mut self, core: &Core, again: &Again) -> Result<Started, StartError> {
-        let travel = Travel::plain(self.until);
+        let travel = Travel::plain(self.until());
         let mut out = Outgoing::written(self.kind, &mut self.written, Some(&travel));
         core.start(out.again(again), Brings::Reply)
     }
@@ -494,6 +502,7 @@ impl Core {
         let inbox = Inbox {
             receiving,
             frame: Box::default(),
+            header: connection_header(Kind::GOODBYE),
             sleeper,
             spinner: Spinner::new(spin),
             delivered: 0,
@@ -1141,15 +1150,16 @@ impl Core {
         inbox: &mut Inbox,
         mine: Option<&Started>,
     ) -> Result<Option<Outcome>, Broken> {
-        while let Some(header) = inbox.receiving.next(&mut inbox.frame)? {
-            inbox.delivered += 1;
+        let Inbox { receiving, frame, header, delivered, .. } = inbox;
+        while receiving.next(frame, header)? {
+            *delivered += 1;
             if header.flags.is_response() {
-                let outcome = self.deliver_response(&header, &mut inbox.frame, mine)?;
+                let outcome = self.deliver_response(header, frame, mine)?;
                 if outcome.is_some() {
                     return Ok(outcome);
                 }
             } else {
-                self.handle_connection_frame(&header, &inbox.frame.bytes)?;
+                self.handle_connection_frame(header, &frame.bytes)?;
             }
         }
         Ok(None)

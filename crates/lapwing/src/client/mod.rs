@@ -445,7 +445,7 @@ impl IpcClient {
     async fn call_now<T: Timer>(&self, call: &mut impl Start) -> Result<Payload, CallError> {
         let core = &*self.shared.core;
         let_others_run().await;
-        let (mut guard, mut until) = (CallGuard { shared: &self.shared, id: None }, call.until());
+        let mut guard = CallGuard { shared: &self.shared, id: None };
         // The guard is there before the request is sent: a drop between the two cannot leak the slot.
         // The driver flushes in its next turn. In a moment this task waits, and lets it run.
         let mut deferred = false;
@@ -453,7 +453,9 @@ impl IpcClient {
             deferred = core.doorbell.is_some() && self.shared.kick.looking.load(Ordering::Relaxed);
             deferred
         };
-        let started = match call.start(core, looks) {
+        let started = call.start(core, looks);
+        let mut until = call.until();
+        let started = match started {
             Err(StartError::Full(_)) if !call.only_with_room() => {
                 // One time for both, the wait for room and that for the reply.
                 until = until.settle().into();

@@ -355,10 +355,10 @@ impl CallOptions {
         self.form
     }
 
-    /// When a call that is made here and now is given up, if it has nothing else to carry and its time is worth no look
-    /// at the clock: as most have it.
+    /// How long a call that is made here and now has, in nanoseconds, or [`clock::NEVER`], if it has nothing else to carry and
+    /// its time is worth no look at the clock: as most have it.
     #[inline]
-    pub(crate) fn only_time(&self) -> Option<Until> {
+    pub(crate) fn only_time(&self) -> Option<u64> {
         let Self { timeout, deadline, trace, metadata, priority, form, only_with_room } = self;
         let plain = deadline.is_none()
             && trace.is_none()
@@ -369,8 +369,11 @@ impl CallOptions {
             && !Ambient::is_here();
         match timeout {
             _ if !plain => None,
-            None => Some(Until::Never),
-            Some(timeout) => (*timeout >= AMPLE).then_some(Until::In(*timeout)),
+            None => Some(clock::NEVER),
+            // The longest is some 584 years.
+            Some(timeout) => {
+                (*timeout >= AMPLE).then(|| clock::nanos(*timeout).min(clock::NEVER - 1))
+            }
         }
     }
 
@@ -387,7 +390,7 @@ impl CallOptions {
                 [given, inherited, timeout].into_iter().flatten().min().into()
             }
         };
-        let trace = self.trace.or(ambient.trace);
+        let trace = self.trace.or_else(|| ambient.trace());
         let Self { metadata, priority, form, only_with_room, .. } = self;
         let some = deadline != Until::Never
             || trace.is_some()

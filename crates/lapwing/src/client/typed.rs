@@ -16,6 +16,7 @@ use super::options::{CallOptions, WhenFull};
 use super::streams::{Item, ItemError};
 use super::{InTime, IpcClient, NoTimer, Shared, Until};
 use crate::ambient::Ambient;
+use crate::clock;
 use crate::codec::{Decode, Encode, Form};
 use crate::error::{CallError, Part, timed};
 use crate::link::{Metadata, Written};
@@ -97,7 +98,7 @@ impl IpcClient {
         if Ambient::is_here() || spans::are_wanted() {
             return Box::pin(self.call_with(method, request, &CallOptions::default())).await;
         }
-        let mut call = Plain::new(kind_of(method), Until::Never);
+        let mut call = Plain::new(kind_of(method), clock::NEVER);
         write(method, request, call.payload_mut())?;
         let reply = self.call_now::<NoTimer>(&mut call).await?;
         read::<R, C>(method.name(), Part::Reply, reply, Form::Own)
@@ -123,8 +124,8 @@ impl IpcClient {
         C: Encode<Q> + Decode<R>,
     {
         let reply = match options.only_time() {
-            Some(until) if !spans::are_wanted() => {
-                let mut call = Plain::new(kind_of(method), until);
+            Some(limit_ns) if !spans::are_wanted() => {
+                let mut call = Plain::new(kind_of(method), limit_ns);
                 write(method, request, call.payload_mut())?;
                 self.call_now::<InTime>(&mut call).await?
             }

@@ -158,7 +158,7 @@ pub fn expand_payload(
     let kind = lapwing_proto::Kind::PING;
     let header = Header { flags: Flags::COMPRESSED, ..Header::connection(kind, 0) };
     let bytes = [&[0; Header::BYTES], compressed].concat();
-    let mut frame = Box::new(Frame { bytes, front: Header::BYTES, long: None });
+    let mut frame = Box::new(Frame { bytes, front: Header::BYTES, ..Frame::default() });
     match expand(header, &mut frame, message_max) {
         Ok(header) => {
             let payload = frame.take_payload().into_vec();
@@ -192,7 +192,7 @@ mod tests {
 
     fn frame(payload: &[u8]) -> Frame {
         let bytes = [&[0xEE; Header::BYTES], payload].concat();
-        Frame { bytes, front: Header::BYTES, long: None }
+        Frame { bytes, front: Header::BYTES, ..Frame::default() }
     }
 
     fn text(length: usize) -> Vec<u8> {

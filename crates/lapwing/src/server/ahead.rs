@@ -143,13 +143,14 @@ impl Ahead {
         &mut self,
         receiving: &mut Receiving,
         frame: &mut Box<Frame>,
-    ) -> Result<Option<Header>, Broken> {
+        header: &mut Header,
+    ) -> Result<bool, Broken> {
         let first = |queue: &VecDeque<Waiting>| {
             let begins = queue.front().is_some_and(|waiting| !is_message(&waiting.header));
             if begins { Some(0) } else { self.first_of_running(queue) }
         };
         let at = (first(&self.priority), first(&self.others));
-        self.next_that(at, receiving, frame, Ahead::passes_messages)
+        self.next_that(at, receiving, frame, header, Ahead::passes_messages)
     }
 
     /// As [`Ahead::next`], while nothing may be begun: a frame of a call that runs. The others wait here in their order, as
@@ -159,9 +160,10 @@ impl Ahead {
         &mut self,
         receiving: &mut Receiving,
         frame: &mut Box<Frame>,
-    ) -> Result<Option<Header>, Broken> {
+        header: &mut Header,
+    ) -> Result<bool, Broken> {
         let at = (self.first_of_running(&self.priority), self.first_of_running(&self.others));
-        self.next_that(at, receiving, frame, Ahead::is_of_running)
+        self.next_that(at, receiving, frame, header, Ahead::is_of_running)
     }
 
     /// Where the first frame of a call that runs waits.
@@ -175,29 +177,29 @@ impl Ahead {
         (priority, other): (Option<usize>, Option<usize>),
         receiving: &mut Receiving,
         frame: &mut Box<Frame>,
+        header: &mut Header,
         passes: fn(&Ahead, &Header) -> bool,
-    ) -> Result<Option<Header>, Broken> {
+    ) -> Result<bool, Broken> {
         let taken = match (priority, other) {
             (Some(at), _) => self.priority.remove(at),
             (None, Some(at)) => self.others.remove(at),
             (None, None) => None,
         };
         if let Some(waiting) = taken {
-            return Ok(Some(self.take(waiting, frame)));
+            *header = self.take(waiting, frame);
+            return Ok(true);
         }
-        while self.has_room()
-            && let Some(header) = receiving.next(frame)?
-        {
-            if self.is_given_up_by(&header) {
+        while self.has_room() && receiving.next(frame, header)? {
+            if self.is_given_up_by(header) {
                 continue;
             }
-            if passes(self, &header) {
+            if passes(self, header) {
                 self.pass_others();
-                return Ok(Some(header));
+                return Ok(true);
             }
-            self.keep(header, frame);
+            self.keep(*header, frame);
         }
-        Ok(None)
+        Ok(false)
     }
 
     /// Lets a frame wait behind those that it does not overtake.
@@ -229,29 +231,35 @@ impl Ahead {
         &mut self,
         receiving: &mut Receiving,
         frame: &mut Box<Frame>,
-    ) -> Result<Option<Header>, Broken> {
+        header: &mut Header,
+    ) -> Result<bool, Broken> {
         while self.has_room() {
-            let header = match receiving.next(frame) {
-                Ok(Some(header)) => header,
-                Ok(None) => break,
+            match receiving.next(frame, header) {
+                Ok(true) => {}
+                Ok(false) => break,
                 // What came before the end has its turn first; the end is found again then.
                 Err(Broken::Ended) if !self.is_empty() => break,
                 Err(broken) => return Err(broken),
-            };
+            }
             // One that comes alone need not wait, nor room be made where it could.
             if self.is_empty() && receiving.has_no_more() {
                 self.pass();
-                return Ok(Some(header));
+                return Ok(true);
             }
-            if self.is_given_up_by(&header) {
+            if self.is_given_up_by(header) {
                 continue;
             }
-            self.keep(header, frame);
+            self.keep(*header, frame);
         }
-        let next = self.priority.pop_front().or_else(|| self.others.pop_front());
-        if next.is_none() {
-            self.pass();
+        match self.priority.pop_front().or_else(|| self.others.pop_front()) {
+            Some(waiting) => {
+                *header = self.take(waiting, frame);
+                Ok(true)
+            }
+            None => {
+                self.pass();
+                Ok(false)
+            }
         }
-        Ok(next.map(|waiting| self.take(waiting, frame)))
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use lapwing_proto::{
     Code, Credit, Features, Flags, Goodbye, Header, Kind, MessageId, MethodShape, MethodWanted,
-    PeerMisbehaved, Status, WireError, limits,
+    PeerMisbehaved, Status, TimeLeft, WireError, limits,
 };
 use lapwing_shm::{Doorbell, SPIN_BOUND, Sleeper, Spin, Spinner, has_kept_buffers, sweep_buffers};
 use tokio::sync::{Notify, watch};
@@ -35,8 +35,8 @@ use crate::clock::{self, Told};
 use crate::codec::Form;
 use crate::compression::{has_contexts, sweep_contexts};
 use crate::link::{
-    Broken, Carried, Link, Metadata, Receiving, SendError, Sending, call_header, connection_header,
-    misbehaved, take_extensions,
+    Broken, Carried, CarriedMore, Link, Metadata, Receiving, SendError, Sending, call_header,
+    connection_header, misbehaved, take_extensions,
 };
 use crate::payload::{Frame, Payload, shrink};
 use crate::spans::{self, CallSpan};
@@ -135,6 +135,9 @@ pub(crate) struct Connection {
     out: Arc<Out>,
     receiving: Receiving,
     frame: Box<Frame>,
+    /// The header of the frame that was read last. Its parts stay here: a copy of the whole would wait until each has reached
+    /// the cache.
+    header: Header,
     /// Frames that were read ahead.
     ahead: Ahead,
     /// While a frame waits that may overtake others, from the first one with priority on, and after a long turn.
@@ -166,6 +169,8 @@ pub(crate) struct Connection {
     takes_json: bool,
     /// Whether both sides read one clock.
     shares_clock: bool,
+    /// The time of the call whose frame is handled, if it has one.
+    time: Option<Time>,
     phase: watch::Receiver<Phase>,
     /// The client said goodbye: its closing the socket is the end as planned.
     peer_left: bool,
@@ -216,6 +221,7 @@ impl Connection {
             out,
             receiving,
             frame: Box::default(),
+            header: connection_header(Kind::GOODBYE),
             ahead: Ahead::default(),
             reads_ahead: false,
             sees_priority: false,
@@ -235,6 +241,7 @@ impl Connection {
             calls_in_flight,
             takes_json: agreed.features.contains(Features::JSON),
             shares_clock: agreed.features.contains(Features::CLOCK),
+            time: None,
             phase,
             peer_left: false,
             leaving: false,
@@ -283,13 +290,12 @@ impl Connection {
     async fn hear_out(&mut self) -> Result<(), Broken> {
         let shared = Arc::clone(&self.shared);
         let mut turn = FRAMES_PER_TURN;
-        while !self.peer_left
-            && let Some(header) = self.next_frame()?
-        {
-            let is_oneway = header.kind.is_application() && header.id == MessageId::CONNECTION;
-            if is_oneway || header.kind == Kind::GOODBYE {
+        while !self.peer_left && self.next_frame()? {
+            let Header { kind, id, .. } = self.header;
+            let is_oneway = kind.is_application() && id == MessageId::CONNECTION;
+            if is_oneway || kind == Kind::GOODBYE {
                 while self.is_saturated() && self.calls.join_next().await.is_some() {}
-                self.handle_apart(&shared, &header).await?;
+                self.handle_apart(&shared).await?;
             }
             turn -= 1;
             if turn == 0 {
@@ -544,19 +550,19 @@ impl Connection {
                 self.reads_ahead |= self.receiving.has_urgent(FRAMES_PER_TURN);
             }
             let saturated = self.calls.len() >= self.calls_in_flight && self.is_saturated();
-            let next = if saturated { self.next_but_messages()? } else { self.next_frame()? };
-            let Some(header) = next else {
+            let came = if saturated { self.next_but_messages()? } else { self.next_frame()? };
+            if !came {
                 if saturated && matches!(progress, Progress::Nothing) && !self.ahead.has_room() {
                     progress = Progress::Saturated;
                 }
                 break;
-            };
+            }
             progress = Progress::Frames;
-            left = left.saturating_sub(1 + header.length as usize / BYTES_OF_A_FRAME);
-            if header.flags.contains(Flags::PRIORITY) {
+            left = left.saturating_sub(1 + self.header.length as usize / BYTES_OF_A_FRAME);
+            if self.header.flags.contains(Flags::PRIORITY) {
                 (self.sees_priority, self.reads_ahead) = (true, true);
             }
-            if let Some(blocked) = self.handle(shared, cx, &header)? {
+            if let Some(blocked) = self.handle(shared, cx)? {
                 progress = Progress::Blocked(blocked);
                 break;
             }
@@ -576,38 +582,34 @@ impl Connection {
         Ok(progress)
     }
 
-    /// Handles one frame beside the turns.
-    async fn handle_apart(
-        &mut self,
-        shared: &Shared,
-        header: &Header,
-    ) -> Result<Option<Header>, Broken> {
+    /// Handles the frame that was read beside the turns.
+    async fn handle_apart(&mut self, shared: &Shared) -> Result<Option<Header>, Broken> {
         poll_fn(|cx| {
             let _outer = Ambient::apart();
-            Poll::Ready(self.handle(shared, cx, header))
+            Poll::Ready(self.handle(shared, cx))
         })
         .await
     }
 
     #[inline(always)]
-    fn next_frame(&mut self) -> Result<Option<Header>, Broken> {
-        let Self { ahead, receiving, frame, reads_ahead, .. } = self;
+    fn next_frame(&mut self) -> Result<bool, Broken> {
+        let Self { ahead, receiving, frame, header, reads_ahead, .. } = self;
         if *reads_ahead || !ahead.is_empty() {
-            return ahead.next(receiving, frame);
+            return ahead.next(receiving, frame, header);
         }
         ahead.pass();
-        receiving.next(frame)
+        receiving.next(frame, header)
     }
 
     /// The next frame that begins no one-way message.
-    fn next_but_messages(&mut self) -> Result<Option<Header>, Broken> {
-        self.ahead.next_but_messages(&mut self.receiving, &mut self.frame)
+    fn next_but_messages(&mut self) -> Result<bool, Broken> {
+        self.ahead.next_but_messages(&mut self.receiving, &mut self.frame, &mut self.header)
     }
 
     /// The next frame of a call that runs. The end is found again when everything before it had its turn.
-    fn next_of_running(&mut self) -> Result<Option<Header>, Broken> {
-        match self.ahead.next_of_running(&mut self.receiving, &mut self.frame) {
-            Err(Broken::Ended) if !self.ahead.is_empty() => Ok(None),
+    fn next_of_running(&mut self) -> Result<bool, Broken> {
+        match self.ahead.next_of_running(&mut self.receiving, &mut self.frame, &mut self.header) {
+            Err(Broken::Ended) if !self.ahead.is_empty() => Ok(false),
             next => next,
         }
     }
@@ -617,15 +619,11 @@ impl Connection {
         lock(&self.out.outbox).running_oneway >= self.calls_in_flight
     }
 
-    /// Handles one frame. A header that comes back is of a reply that found no room.
+    /// Handles the frame that was read. A header that comes back is of a reply that found no room.
     #[inline(always)]
-    fn handle(
-        &mut self,
-        shared: &Shared,
-        cx: &mut Context<'_>,
-        header: &Header,
-    ) -> Result<Option<Header>, Broken> {
-        let flags = header.flags;
+    fn handle(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Result<Option<Header>, Broken> {
+        let flags = self.header.flags;
+        self.time = None;
         if flags.intersects(UNSUPPORTED) {
             return Err(misbehaved(WireError::BadFlags, "a flag that was not agreed on"));
         }
@@ -633,44 +631,34 @@ impl Connection {
             return Err(misbehaved(WireError::UnknownCall, "this side makes no calls"));
         }
         if flags.contains(Flags::STREAM)
-            && (header.kind.is_connection() || header.id == MessageId::CONNECTION)
+            && (self.header.kind.is_connection() || self.header.id == MessageId::CONNECTION)
         {
             return Err(misbehaved(WireError::BadFlags, "a stream belongs to a method's call"));
         }
-        if header.kind.is_connection() {
-            return self.handle_connection_frame(header);
+        if self.header.kind.is_connection() {
+            return self.handle_connection_frame();
         }
-        if flags.is_one_way() && header.id != MessageId::CONNECTION {
-            return self.handle_item(header);
+        if flags.is_one_way() && self.header.id != MessageId::CONNECTION {
+            return self.handle_item();
         }
-        let carried = if flags.contains(Flags::EXTENDED) {
-            let detail = "an extension block cannot be understood";
-            let taken = take_extensions(&mut self.frame);
-            let carried = taken.map_err(|_| misbehaved(WireError::BadExtension, detail))?;
-            if carried.form() == Form::Json && !self.takes_json {
-                return Err(misbehaved(
-                    WireError::BadExtension,
-                    "calls in JSON were not agreed on",
-                ));
-            }
-            Some(carried)
-        } else {
-            None
+        let mut more = None;
+        let told = match self.frame.time {
+            _ if !flags.contains(Flags::EXTENDED) => None,
+            Some(time) => Some(self.told(time)),
+            None => self.take_carried(&mut more)?,
         };
-        let told = carried.as_ref();
-        let told = told.and_then(|told| told.told(self.shares_clock, || self.ahead.waited()));
         // What its way and its queues have left of it.
-        let time = told.map(|told| Time { told, left_ns: clock::left_ns(told.ends_at_ns) });
-        let Some(route) = shared.router.find(header.kind) else {
-            let status = Status::unimplemented(format!("there is no method {}", header.kind));
-            return self.fail(header, &status);
+        self.time = told.map(|told| Time { told, left_ns: clock::left_ns(told.ends_at_ns) });
+        let Some(route) = shared.router.find(self.header.kind) else {
+            let status = Status::unimplemented(format!("there is no method {}", self.header.kind));
+            return self.fail(&status);
         };
         if self.leaving && flags.is_request() {
-            return self.fail(header, &Status::unavailable("the server is stopping"));
+            return self.fail(&Status::unavailable("the server is stopping"));
         }
         if flags.contains(Flags::STREAM) && !sends_items(route.shape) {
             let message = format!("{} takes one request, not a stream", route.name);
-            return self.fail(header, &Status::invalid_argument(message));
+            return self.fail(&Status::invalid_argument(message));
         }
         if self.ahead.is_given_up() {
             let mut outbox = lock(&self.out.outbox);
@@ -678,10 +666,10 @@ impl Connection {
             outbox.tally.received += 1;
             outbox.tally.cancelled += 1;
             drop(outbox);
-            return self.fail(header, &CallEnd::Cancelled.status());
+            return self.fail(&CallEnd::Cancelled.status());
         }
-        if let Some(Time { left_ns: 0, .. }) = time {
-            return self.fail(header, &CallEnd::DeadlineExceeded.status());
+        if let Some(Time { left_ns: 0, .. }) = self.time {
+            return self.fail(&CallEnd::DeadlineExceeded.status());
         }
         match &route.handler {
             Handler::Inline(handler) => {
@@ -689,48 +677,79 @@ impl Connection {
                 let payload = self.frame.payload();
                 let (caller, reply) = (&*self.origin.caller, &mut self.reply);
                 let run = || run_inline(handler, caller, payload, reply, &mut long);
-                let ran = served(&route.name, caller, header, carried.as_ref(), time, run);
+                let ran =
+                    served(&route.name, caller, &self.header, more.as_deref(), &self.time, run);
                 self.reply_long = long.map(|long| Payload::from_long(Long::Buffer(long)));
                 match ran {
-                    Ok(Ok(())) => self.answer(header, || given_up_at(told)),
-                    Ok(Err(status)) => self.fail(header, &status),
-                    Err(Panicked) => self.fail_for_panic(header, route),
+                    Ok(Ok(())) => self.answer(),
+                    Ok(Err(status)) => self.fail(&status),
+                    Err(Panicked) => self.fail_for_panic(route),
                 }
             }
-            Handler::Typed(handler) => {
-                self.serve_typed(header, route, handler, carried.as_ref(), time)
-            }
-            Handler::Async(handler) => {
-                self.begin(cx, header, route, handler.as_ref(), carried, time)
-            }
+            Handler::Typed(handler) => self.serve_typed(route, handler, more.as_deref()),
+            Handler::Async(handler) => self.begin(cx, route, handler.as_ref(), more),
         }
+    }
+
+    /// When the caller gives the call up whose frame is handled. `None` is never, or too far for the clock.
+    fn given_up_at(&self) -> Option<Instant> {
+        self.time.and_then(|time| clock::enforced(time.told))
+    }
+
+    /// What a frame tells of its call's time, which was sent with it.
+    #[inline(always)]
+    fn told(&self, time: TimeLeft) -> Told {
+        if self.shares_clock { Told::sent(time) } else { self.told_apart(time.remaining_us) }
+    }
+
+    /// As [`Connection::told`], where nothing says when it was sent: it has begun when the frame was read.
+    #[cold]
+    fn told_apart(&self, remaining_us: u64) -> Told {
+        Told::now(Duration::from_micros(remaining_us).saturating_sub(self.ahead.waited()))
+    }
+
+    /// What an extension block carries that holds more than the time.
+    #[cold]
+    fn take_carried(
+        &mut self,
+        more: &mut Option<Box<CarriedMore>>,
+    ) -> Result<Option<Told>, Broken> {
+        let detail = "an extension block cannot be understood";
+        let taken = take_extensions(&mut self.frame);
+        let carried = taken.map_err(|_| misbehaved(WireError::BadExtension, detail))?;
+        if carried.form() == Form::Json && !self.takes_json {
+            return Err(misbehaved(WireError::BadExtension, "calls in JSON were not agreed on"));
+        }
+        let Carried { remaining_us, sent_at_ns, more: carried } = carried;
+        *more = carried;
+        Ok(remaining_us.map(|remaining_us| match sent_at_ns {
+            Some(sent_at_ns) => self.told(TimeLeft { remaining_us, sent_at_ns }),
+            None => self.told_apart(remaining_us),
+        }))
     }
 
     /// Serves a call of an inline handler of a typed method.
     #[inline(always)]
     fn serve_typed(
         &mut self,
-        header: &Header,
         route: &Route,
         handler: &TypedFn,
-        carried: Option<&Carried>,
-        time: Option<Time>,
+        more: Option<&CarriedMore>,
     ) -> Result<Option<Header>, Broken> {
-        let more = carried.and_then(|carried| carried.more.as_deref());
         let caller = &*self.origin.caller;
-        let call = InlineCall { caller, left_ns: time.map(|time| time.left_ns), more };
+        let call = InlineCall { caller, left_ns: self.time.as_ref().map(Time::left_ns), more };
         let payload = self.frame.take_payload();
         let reply = &mut self.reply;
         let run = || run_typed(handler, &call, payload, reply);
-        match served(&route.name, caller, header, carried, time, run) {
+        match served(&route.name, caller, &self.header, more, &self.time, run) {
             Ok(Ok(())) => {
                 if self.reply.len() > Header::BYTES + LONG_BYTES {
                     self.reply_long = Some(Payload::behind_header(&mut self.reply));
                 }
-                self.answer(header, || given_up_at(time.map(|time| time.told)))
+                self.answer()
             }
-            Ok(Err(status)) => self.fail(header, &status),
-            Err(Panicked) => self.fail_for_panic(header, route),
+            Ok(Err(status)) => self.fail(&status),
+            Err(Panicked) => self.fail_for_panic(route),
         }
     }
 
@@ -739,27 +758,25 @@ impl Connection {
     fn begin(
         &mut self,
         cx: &mut Context<'_>,
-        header: &Header,
         route: &Route,
         handler: &dyn AsyncHandler,
-        carried: Option<Carried>,
-        time: Option<Time>,
+        more: Option<Box<CarriedMore>>,
     ) -> Result<Option<Header>, Broken> {
         // Before anything of it is done. Those that run are fewer than the tasks.
-        if header.flags.is_request() && self.calls.len() >= self.calls_in_flight {
+        if self.header.flags.is_request() && self.calls.len() >= self.calls_in_flight {
             self.check_in_flight(&lock(&self.out.outbox))?;
         }
-        let left_ns = time.map(|time| time.left_ns);
+        let left_ns = self.time.as_ref().map(Time::left_ns);
         let caller = &self.origin.caller;
-        let span = spans::serving(&route.name, caller, header, carried.as_ref(), left_ns);
-        let ambient = ambient(carried.as_ref(), time).within(span.as_deref());
+        let span = spans::serving(&route.name, caller, &self.header, more.as_deref(), left_ns);
+        let ambient = ambient(more.as_deref(), &self.time).within(span.as_deref());
         let has_items = is_stream(route.shape);
         let place = self.places[route.index].take();
         let mut call = place.unwrap_or_else(|| handler.place(&self.origin));
         let about = call.renew(&self.origin);
-        (about.kind, about.id, about.has_items) = (header.kind, header.id, has_items);
+        (about.kind, about.id, about.has_items) = (self.header.kind, self.header.id, has_items);
         about.deadline_ns = ambient.deadline_ns;
-        match carried.and_then(|carried| carried.more) {
+        match more {
             None => {
                 (about.trace, about.metadata, about.form) = (None, Metadata::NONE, Form::Own);
             }
@@ -767,9 +784,8 @@ impl Connection {
                 (about.trace, about.metadata, about.form) = (more.trace, more.metadata, more.form);
             }
         }
-        let told = time.map(|time| time.told);
         if has_items {
-            return self.begin_stream(header, route, call, span, ambient, told);
+            return self.begin_stream(route, call, span, ambient);
         }
         let payload = self.frame.take_payload();
         let begun = ambient.scope(|| {
@@ -777,11 +793,9 @@ impl Connection {
             Ok((call.poll(cx), call))
         });
         match begun {
-            Ok((Poll::Ready(ended), call)) => {
-                self.finish_at_once(header, route, ended, call, || given_up_at(told))
-            }
-            Ok((Poll::Pending, call)) => self.go_on_alone(header, route, call, ambient, told),
-            Err(Panicked) => self.fail_for_panic(header, route),
+            Ok((Poll::Ready(ended), call)) => self.finish_at_once(route, ended, call),
+            Ok((Poll::Pending, call)) => self.go_on_alone(route, call, ambient),
+            Err(Panicked) => self.fail_for_panic(route),
         }
     }
 
@@ -790,45 +804,45 @@ impl Connection {
     #[inline(never)]
     fn begin_stream(
         &mut self,
-        header: &Header,
         route: &Route,
         mut call: Box<dyn Running>,
         span: Option<Box<CallSpan>>,
         ambient: Ambient,
-        told: Option<Told>,
     ) -> Result<Option<Header>, Broken> {
-        if !header.flags.is_request() {
-            return self.fail(header, &Status::invalid_argument("a stream is not one-way"));
+        if !self.header.flags.is_request() {
+            return self.fail(&Status::invalid_argument("a stream is not one-way"));
         }
         let payload = self.frame.take_payload();
         match ambient.scope(|| call.set(payload, span)) {
             Ok(()) => {
-                if !header.flags.contains(Flags::STREAM) {
+                if !self.header.flags.contains(Flags::STREAM) {
                     let ended = call.state().arrive(None, true);
                     debug_assert!(ended.is_ok(), "nothing has come before");
                 }
-                self.go_on_alone(header, route, call, ambient, told)
+                self.go_on_alone(route, call, ambient)
             }
-            Err(Panicked) => self.fail_for_panic(header, route),
+            Err(Panicked) => self.fail_for_panic(route),
         }
     }
 
     /// A frame of a stream from the caller: an item, or its last word.
     #[inline(never)]
-    fn handle_item(&mut self, header: &Header) -> Result<Option<Header>, Broken> {
+    fn handle_item(&mut self) -> Result<Option<Header>, Broken> {
         let mut outbox = lock(&self.out.outbox);
-        tally_received(&mut outbox.tally, header);
-        let Some(call) = outbox.running.get(&header.id.get()) else {
-            return self.take_as_late(outbox, header);
+        tally_received(&mut outbox.tally, &self.header);
+        let Some(call) = outbox.running.get(&self.header.id.get()) else {
+            return self.take_as_late(outbox);
         };
-        if call.kind != header.kind || !sends_items(call.shape) {
+        if call.kind != self.header.kind || !sends_items(call.shape) {
             let detail = "an item is of another kind than its stream";
             return Err(misbehaved(WireError::BadKind, detail));
         }
         let state = Arc::clone(&call.state);
         drop(outbox);
-        let more = header.flags.contains(Flags::STREAM);
-        if header.flags.intersects(Flags::EXTENDED | Flags::ERROR) || !more && header.length > 0 {
+        let more = self.header.flags.contains(Flags::STREAM);
+        if self.header.flags.intersects(Flags::EXTENDED | Flags::ERROR)
+            || !more && self.header.length > 0
+        {
             let detail = "an item carries no extension, and the last word no item";
             return Err(misbehaved(WireError::BadFlags, detail));
         }
@@ -846,11 +860,11 @@ impl Connection {
     }
 
     /// The caller of a running call gives it up, or gives its stream credit.
-    fn handle_call_frame(&mut self, header: &Header) -> Result<Option<Header>, Broken> {
+    fn handle_call_frame(&mut self) -> Result<Option<Header>, Broken> {
         let mut outbox = lock(&self.out.outbox);
-        tally_received(&mut outbox.tally, header);
+        tally_received(&mut outbox.tally, &self.header);
         let payload = self.frame.payload();
-        let credit = match header.kind {
+        let credit = match self.header.kind {
             Kind::CREDIT => match Credit::decode(payload) {
                 Ok(credit) => Some(credit),
                 Err(_) => return Err(misbehaved(WireError::BadCredit, "it cannot be read")),
@@ -860,8 +874,8 @@ impl Connection {
             }
             _ => None,
         };
-        let Some(call) = outbox.running.get(&header.id.get()) else {
-            return self.take_as_late(outbox, header);
+        let Some(call) = outbox.running.get(&self.header.id.get()) else {
+            return self.take_as_late(outbox);
         };
         let (state, shape) = (Arc::clone(&call.state), call.shape);
         if credit.is_none() {
@@ -891,13 +905,9 @@ impl Connection {
     /// never was ends the connection, where that is certain: not of a Cancel, as calls without streams are not
     /// remembered, nor of a frame that calls which were read after it have overtaken.
     #[cold]
-    fn take_as_late(
-        &self,
-        mut outbox: MutexGuard<'_, Outbox>,
-        header: &Header,
-    ) -> Result<Option<Header>, Broken> {
-        let known = header.kind == Kind::CANCEL || outbox.ended.contains(header.id.get());
-        if !known && self.ahead.is_in_order(header.id) {
+    fn take_as_late(&self, mut outbox: MutexGuard<'_, Outbox>) -> Result<Option<Header>, Broken> {
+        let known = self.header.kind == Kind::CANCEL || outbox.ended.contains(self.header.id.get());
+        if !known && self.ahead.is_in_order(self.header.id) {
             let detail = "an item or credit is of a call that was never opened";
             return Err(misbehaved(WireError::UnknownCall, detail));
         }
@@ -908,11 +918,9 @@ impl Connection {
     /// An async handler that was done at its first poll: no task, no allocation.
     fn finish_at_once(
         &mut self,
-        header: &Header,
         route: &Route,
         ended: Result<Result<Payload, Status>, Panicked>,
         mut call: Box<dyn Running>,
-        until: impl FnOnce() -> Option<Instant>,
     ) -> Result<Option<Header>, Broken> {
         match call.clear() {
             Ok(()) => self.places[route.index] = Some(call),
@@ -927,36 +935,34 @@ impl Connection {
                 } else {
                     self.reply.extend_from_slice(&payload);
                 }
-                self.answer(header, until)
+                self.answer()
             }
-            Ok(Err(status)) => self.fail(header, &status),
-            Err(Panicked) => self.fail_for_panic(header, route),
+            Ok(Err(status)) => self.fail(&status),
+            Err(Panicked) => self.fail_for_panic(route),
         }
     }
 
     /// Gives a call that waits a task of its own.
     fn go_on_alone(
         &mut self,
-        header: &Header,
         route: &Route,
         mut call: Box<dyn Running>,
         ambient: Ambient,
-        told: Option<Told>,
     ) -> Result<Option<Header>, Broken> {
-        let is_request = header.flags.is_request();
+        let is_request = self.header.flags.is_request();
         let state = Arc::clone(call.state());
         {
             let mut outbox = lock(&self.out.outbox);
-            tally_received(&mut outbox.tally, header);
+            tally_received(&mut outbox.tally, &self.header);
             outbox.running_oneway += usize::from(!is_request);
         }
         if is_request {
-            let (kind, shape, state) = (header.kind, route.shape, Arc::clone(&state));
-            self.enter(header.id, RunningCall { kind, shape, state })?;
+            let (kind, shape, state) = (self.header.kind, route.shape, Arc::clone(&state));
+            self.enter(self.header.id, RunningCall { kind, shape, state })?;
         }
         self.woke = true;
-        let (shared, out, header) = (Arc::clone(&self.shared), Arc::clone(&self.out), *header);
-        let until = given_up_at(told);
+        let (shared, out, header) = (Arc::clone(&self.shared), Arc::clone(&self.out), self.header);
+        let until = self.given_up_at();
         self.calls.spawn(async move {
             let work = poll_fn(|cx| match state.poll_end(cx) {
                 Some(end) => Poll::Ready(Ok(Err(end.status()))),
@@ -978,21 +984,18 @@ impl Connection {
         Ok(None)
     }
 
-    /// Sends the reply that stands in `reply`, if one is expected. `until` is when its caller gives up.
+    /// Sends the reply that stands in `reply`, if one is expected.
     #[inline(always)]
-    fn answer(
-        &mut self,
-        header: &Header,
-        until: impl FnOnce() -> Option<Instant>,
-    ) -> Result<Option<Header>, Broken> {
-        if !header.flags.is_request() {
+    fn answer(&mut self) -> Result<Option<Header>, Broken> {
+        if !self.header.flags.is_request() {
             self.messages.0 += 1;
-            self.messages.1 += u64::from(header.length);
+            self.messages.1 += u64::from(self.header.length);
             return Ok(None);
         }
         let mut outbox = lock(&self.out.outbox);
-        tally_received(&mut outbox.tally, header);
-        let response = call_header(Flags::RESPONSE, response_kind(header.kind), header.id);
+        tally_received(&mut outbox.tally, &self.header);
+        let response =
+            call_header(Flags::RESPONSE, response_kind(self.header.kind), self.header.id);
         let bytes = reply_bytes(&self.reply, self.reply_long.as_ref());
         let Self { reply, reply_long, .. } = self;
         match send_reply(&mut outbox.sending, response, reply, reply_long) {
@@ -1003,16 +1006,16 @@ impl Connection {
             }
             Err(SendError::Full) if reply_long.is_some() || outbox.sending.is_long(bytes) => {
                 drop(outbox);
-                self.answer_later(response, until())
+                self.answer_later(response)
             }
             Err(SendError::Full) => Ok(Some(response)),
             Err(SendError::TooLarge(max)) => {
                 drop(outbox);
-                self.fail_again(header, &too_large(bytes, max))
+                self.fail_again(&too_large(bytes, max))
             }
             Err(SendError::OverQuota) => {
                 drop(outbox);
-                self.fail_again(header, &over_quota())
+                self.fail_again(&over_quota())
             }
             Err(SendError::Broken(broken)) => Err(broken),
         }
@@ -1021,11 +1024,8 @@ impl Connection {
     /// A long reply waits for a block in a task of its own: a caller that holds all that there are stops what needs
     /// one, and nothing else of its connection.
     #[cold]
-    fn answer_later(
-        &mut self,
-        response: Header,
-        until: Option<Instant>,
-    ) -> Result<Option<Header>, Broken> {
+    fn answer_later(&mut self, response: Header) -> Result<Option<Header>, Broken> {
+        let until = self.given_up_at();
         let long = self.reply_long.take();
         let payload = long.unwrap_or_else(|| Payload::behind_header(&mut self.reply));
         let Origin { caller, out, reply_bytes_max } = &self.origin;
@@ -1061,28 +1061,28 @@ impl Connection {
     }
 
     #[cold]
-    fn fail(&mut self, header: &Header, status: &Status) -> Result<Option<Header>, Broken> {
-        tally_received(&mut lock(&self.out.outbox).tally, header);
-        self.fail_again(header, status)
+    fn fail(&mut self, status: &Status) -> Result<Option<Header>, Broken> {
+        tally_received(&mut lock(&self.out.outbox).tally, &self.header);
+        self.fail_again(status)
     }
 
     /// As `fail`, for a frame that has been counted.
-    fn fail_again(&mut self, header: &Header, status: &Status) -> Result<Option<Header>, Broken> {
+    fn fail_again(&mut self, status: &Status) -> Result<Option<Header>, Broken> {
         let mut outbox = lock(&self.out.outbox);
-        if !header.flags.is_request() {
+        if !self.header.flags.is_request() {
             outbox.tally.dropped += 1;
             return Ok(None);
         }
         outbox.tally.errors += 1;
         let flags = Flags::RESPONSE | Flags::ERROR;
-        let response = call_header(flags, response_kind(header.kind), header.id);
+        let response = call_header(flags, response_kind(self.header.kind), self.header.id);
         self.reply_long = None;
         self.reply.clear();
         self.reply.resize(Header::BYTES, 0);
         self.reply.extend_from_slice(&status.encode());
         let sent = outbox.sending.send_in_place(response, &mut self.reply);
-        if matches!(sent, Ok(()) | Err(SendError::Full)) && self.has_stream(header) {
-            outbox.ended.remember(header.id.get());
+        if matches!(sent, Ok(()) | Err(SendError::Full)) && self.has_stream() {
+            outbox.ended.remember(self.header.id.get());
         }
         match sent {
             Ok(()) => {
@@ -1093,7 +1093,7 @@ impl Connection {
             // A status is within 4 KiB and details; one that still does not fit loses its details.
             Err(SendError::TooLarge(_) | SendError::OverQuota) => {
                 drop(outbox);
-                self.fail_again(header, &Status::new(status.code, ""))
+                self.fail_again(&Status::new(status.code, ""))
             }
             Err(SendError::Broken(broken)) => Err(broken),
         }
@@ -1101,19 +1101,20 @@ impl Connection {
 
     /// Whether items or credit may be on their way for a request that is answered without having run: the caller says
     /// so, or the method takes or gives some.
-    fn has_stream(&self, header: &Header) -> bool {
-        let route = self.shared.router.find(header.kind);
-        header.flags.contains(Flags::STREAM) || route.is_some_and(|route| is_stream(route.shape))
+    fn has_stream(&self) -> bool {
+        let route = self.shared.router.find(self.header.kind);
+        self.header.flags.contains(Flags::STREAM)
+            || route.is_some_and(|route| is_stream(route.shape))
     }
 
     #[cold]
-    fn fail_for_panic(&mut self, header: &Header, route: &Route) -> Result<Option<Header>, Broken> {
+    fn fail_for_panic(&mut self, route: &Route) -> Result<Option<Header>, Broken> {
         self.out.count_panic(route);
-        self.fail(header, &panic_status(route))
+        self.fail(&panic_status(route))
     }
 
-    fn handle_connection_frame(&mut self, header: &Header) -> Result<Option<Header>, Broken> {
-        match (header.kind, header.flags.is_request()) {
+    fn handle_connection_frame(&mut self) -> Result<Option<Header>, Broken> {
+        match (self.header.kind, self.header.flags.is_request()) {
             (Kind::PING, true) => {
                 let payload = self.frame.payload();
                 if payload.len() > limits::PING_PAYLOAD_BYTES as usize {
@@ -1124,56 +1125,57 @@ impl Connection {
                 }
                 self.reply.clear();
                 self.reply.extend_from_slice(&self.frame.bytes);
-                self.answer(header, || None)
+                self.answer()
             }
             (Kind::DESCRIBE, true) => {
                 self.reply.clear();
                 self.reply.resize(Header::BYTES, 0);
                 self.reply.extend_from_slice(&self.shared.router.describe().encode());
-                self.answer(header, || None)
+                self.answer()
             }
-            (Kind::DESCRIBE_METHOD, true) => self.describe_method(header),
+            (Kind::DESCRIBE_METHOD, true) => self.describe_method(),
             (Kind::GOODBYE, false) => {
-                tally_received(&mut lock(&self.out.outbox).tally, header);
+                tally_received(&mut lock(&self.out.outbox).tally, &self.header);
                 if Goodbye::decode(self.frame.payload()).is_err() {
                     return Err(misbehaved(WireError::BadMessage, "its Goodbye cannot be read"));
                 }
                 self.peer_left = true;
                 Ok(None)
             }
-            (Kind::CANCEL | Kind::CREDIT, false) => self.handle_call_frame(header),
+            (Kind::CANCEL | Kind::CREDIT, false) => self.handle_call_frame(),
             (Kind::HELLO | Kind::HELLO_ACK | Kind::HELLO_REJECT, _) => {
                 Err(misbehaved(WireError::UnexpectedMessage, "the handshake is over"))
             }
             _ => {
-                let status = Status::unimplemented(format!("{} is not understood", header.kind));
-                self.fail(header, &status)
+                let status =
+                    Status::unimplemented(format!("{} is not understood", self.header.kind));
+                self.fail(&status)
             }
         }
     }
 
-    fn describe_method(&mut self, header: &Header) -> Result<Option<Header>, Broken> {
+    fn describe_method(&mut self) -> Result<Option<Header>, Broken> {
         let Ok(MethodWanted { kind }) = MethodWanted::decode(self.frame.payload()) else {
             let message = "the number of the method cannot be read";
-            return self.fail(header, &Status::invalid_argument(message));
+            return self.fail(&Status::invalid_argument(message));
         };
         let details = Kind::new(kind).and_then(|kind| self.shared.router.details(kind));
         let Some(details) = details else {
             let status = Status::not_found(format!("there is no method {kind:#06x}"));
-            return self.fail(header, &status);
+            return self.fail(&status);
         };
         self.reply.clear();
         self.reply.resize(Header::BYTES, 0);
         self.reply.extend_from_slice(&details.encode());
-        self.answer(header, || None)
+        self.answer()
     }
 
     /// Waits for room for the reply in `reply`. Nothing more is begun meanwhile: the peer's own slowness in reading is
     /// what stops it. What calls that run are to be told reaches them.
     async fn send_blocked(&mut self, shared: &Shared, mut response: Header) -> Result<(), Broken> {
         loop {
-            while let Some(header) = self.next_of_running()? {
-                let blocked = self.handle_apart(shared, &header).await?;
+            while self.next_of_running()? {
+                let blocked = self.handle_apart(shared).await?;
                 debug_assert!(blocked.is_none(), "such frames have no answer");
             }
             let bytes = reply_bytes(&self.reply, self.reply_long.as_ref());
@@ -1259,12 +1261,20 @@ struct Time {
     left_ns: u64,
 }
 
-/// What calls inherit that the handler of a call makes which carried this.
+impl Time {
+    fn left_ns(&self) -> u64 {
+        self.left_ns
+    }
+}
+
+/// What calls inherit that the handler of a call makes which has this time, and carries this.
 #[inline]
-fn ambient(carried: Option<&Carried>, time: Option<Time>) -> Ambient {
-    let deadline_ns =
-        time.map_or(clock::NEVER, |Time { told, left_ns }| clock::deadline_ns(told, left_ns));
-    Ambient { deadline_ns, trace: carried.and_then(Carried::trace) }
+fn ambient(more: Option<&CarriedMore>, time: &Option<Time>) -> Ambient {
+    let deadline_ns = match time {
+        None => clock::NEVER,
+        Some(Time { told, left_ns }) => clock::deadline_ns(*told, *left_ns),
+    };
+    Ambient::new(deadline_ns, more.and_then(|more| more.trace))
 }
 
 /// Runs an inline handler: in the span of its call, if anybody wants that.
@@ -1273,24 +1283,19 @@ fn served<T>(
     method: &str,
     caller: &Caller,
     header: &Header,
-    carried: Option<&Carried>,
-    time: Option<Time>,
+    more: Option<&CarriedMore>,
+    time: &Option<Time>,
     run: impl FnOnce() -> Result<Result<T, Status>, Panicked>,
 ) -> Result<Result<T, Status>, Panicked> {
-    let left_ns = time.map(|time| time.left_ns);
-    let span = spans::serving(method, caller, header, carried, left_ns);
+    let left_ns = time.as_ref().map(Time::left_ns);
+    let span = spans::serving(method, caller, header, more, left_ns);
     let entered = span.as_deref().map(CallSpan::enter);
-    let ran = ambient(carried, time).within(span.as_deref()).scope(run);
+    let ran = ambient(more, time).within(span.as_deref()).scope(run);
     drop(entered);
     if let Some(span) = span {
         span.end(served_code(&ran));
     }
     ran
-}
-
-/// When the caller of a call gives up that was told of this time. `None` is never, or too far for the clock.
-fn given_up_at(told: Option<Told>) -> Option<Instant> {
-    told.and_then(clock::enforced)
 }
 
 fn response_kind(kind: Kind) -> Kind {

@@ -73,7 +73,8 @@ impl Full {
     /// The client takes what is there; the blocks come back, too.
     fn make_room(&mut self) {
         let mut frame = Frame::default();
-        while self.client.receiving.next(&mut frame).unwrap().is_some() {}
+        let mut header = connection_header(Kind::GOODBYE);
+        while self.client.receiving.next(&mut frame, &mut header).unwrap() {}
         self.blocks.clear();
     }
 

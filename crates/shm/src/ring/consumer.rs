@@ -189,11 +189,16 @@ impl Record<'_> {
         self.span - COMMIT_BYTES
     }
 
-    /// Loads the body's first three 64-bit words, in this machine's byte order, each once.
+    /// Loads words of 64 bits of the body, from the multiple of 8 `at` on, in this machine's byte order, each once.
+    ///
+    /// # Panics
+    ///
+    /// If they are not all within the record.
     #[must_use]
     #[inline(always)]
-    pub fn read_words(&self) -> [u64; 3] {
-        self.consumer.peer.read_words(self.consumer.offset() + COMMIT_BYTES)
+    pub fn read_words<const N: usize>(&self, at: usize) -> [u64; N] {
+        assert!(at + 8 * N <= self.body_bytes_max());
+        self.consumer.peer.read_words(self.consumer.offset() + COMMIT_BYTES + at)
     }
 
     /// Copies body bytes from `at` on into `into`.

@@ -100,26 +100,29 @@ impl Producer {
         Ok(())
     }
 
-    /// As [`Producer::push`], of a body that begins with three 64-bit words, stored in this
-    /// machine's byte order, each at once.
+    /// As [`Producer::push`], of a body that begins with 64-bit words, at most six, stored in this machine's byte order, each
+    /// at once.
     ///
     /// # Errors
     ///
     /// See [`ReserveError`]; nothing was written then.
     #[inline(always)]
-    pub fn push_words(&mut self, head: [u64; 3], tail: &[u8]) -> Result<(), ReserveError> {
-        const HEAD_BYTES: usize = size_of::<[u64; 3]>();
-        const FIRST: usize = FIRST_LINE_BODY_BYTES - HEAD_BYTES;
-        let span = self.make_room(HEAD_BYTES + tail.len())?;
+    pub fn push_words<const N: usize>(
+        &mut self,
+        head: [u64; N],
+        tail: &[u8],
+    ) -> Result<(), ReserveError> {
+        const { assert!(8 * N < FIRST_LINE_BODY_BYTES) };
+        let span = self.make_room(8 * N + tail.len())?;
         let at = self.offset(self.position);
         // Of a constant length where it can be: a few moves instead of a call.
-        if let Some((first, later)) = tail.split_first_chunk::<FIRST>() {
+        if let Some((first, later)) = tail.split_at_checked(FIRST_LINE_BODY_BYTES - 8 * N) {
             self.own.write(at + LINE_BYTES, later);
             self.clear_next(span);
-            self.own.write(at + COMMIT_BYTES + HEAD_BYTES, first);
+            self.own.write(at + COMMIT_BYTES + 8 * N, first);
         } else {
             self.clear_next(span);
-            self.own.write(at + COMMIT_BYTES + HEAD_BYTES, tail);
+            self.own.write(at + COMMIT_BYTES + 8 * N, tail);
         }
         self.own.write_words(at + COMMIT_BYTES, head);
         self.publish(span);

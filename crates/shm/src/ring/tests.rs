@@ -43,7 +43,7 @@ fn records_of_every_small_length_come_out_as_they_went_in_over_many_laps() {
                 let word = |n: usize| u64::from_ne_bytes(head[8 * n..][..8].try_into().unwrap());
                 producer.push_words([word(0), word(1), word(2)], tail).unwrap();
                 let record = consumer.peek().unwrap().unwrap();
-                assert_eq!(record.read_words(), [word(0), word(1), word(2)]);
+                assert_eq!(record.read_words(0), [word(0), word(1), word(2)]);
             }
             _ => {
                 let mut reservation = producer.reserve(bytes).unwrap();
