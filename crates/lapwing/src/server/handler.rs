@@ -493,7 +493,7 @@ where
 {
     fn renew(&mut self, of: &Origin) -> &mut About {
         // What an earlier call of this place left elsewhere may still hold that call's state.
-        if Arc::get_mut(&mut self.state).is_none() {
+        if Arc::strong_count(&self.state) > 1 || Arc::weak_count(&self.state) > 0 {
             self.state = of.state();
         }
         let about = Arc::get_mut(&mut self.state).expect("nobody else has it").renew();

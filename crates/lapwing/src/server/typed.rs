@@ -3,10 +3,11 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
 use lapwing_proto::Status;
+use pin_project_lite::pin_project;
 
 use super::Builder;
 use super::handler::{AsyncFn, Call, Handler, InlineCall, Request};
@@ -202,18 +203,55 @@ impl Builder {
     }
 }
 
+pin_project! {
+    /// A handler's future that was begun, and what makes a payload of what it ends with. It is polled where it lies: a future
+    /// that awaits it would move it first.
+    struct Served<Fut, W> {
+        #[pin]
+        running: Option<Fut>,
+        // Why it was not begun.
+        refused: Option<Box<Status>>,
+        write: W,
+    }
+}
+
+impl<Fut, W> Served<Fut, W> {
+    #[inline]
+    fn new(begun: Result<Fut, Status>, write: W) -> Served<Fut, W> {
+        match begun {
+            Ok(running) => Served { running: Some(running), refused: None, write },
+            Err(status) => Served { running: None, refused: Some(Box::new(status)), write },
+        }
+    }
+}
+
+impl<Fut, W, R> Future for Served<Fut, W>
+where
+    Fut: Future<Output = Result<R, Status>>,
+    W: Fn(R) -> Result<Payload, Status>,
+{
+    type Output = Result<Payload, Status>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let Some(running) = this.running.as_mut().as_pin_mut() else {
+            let refused = this.refused.take().expect("a future that has ended is not polled");
+            return Poll::Ready(Err(*refused));
+        };
+        let ended = ready!(running.poll(cx));
+        // Before the reply is written, as at the end of an await.
+        this.running.set(None);
+        Poll::Ready(ended.and_then(this.write))
+    }
+}
+
 /// Adds a route whose handler makes its future of the request at once.
 macro_rules! route {
     ($builder:ident, $method:ident, |$request:ident| $begun:expr, |$form:ident| $ended:expr) => {{
         let handle = move |$request: Request| {
             let $form = $request.call.form();
-            let begun = $begun;
-            async move {
-                match begun {
-                    Ok(running) => running.await.and_then($ended),
-                    Err(status) => Err(status),
-                }
-            }
+            Served::new($begun, $ended)
         };
         let handler = Handler::Async(Box::new(AsyncFn::new(handle)));
         $builder.add($method.kind(), $method.name(), $method.shape(), C::NAME, handler)
