@@ -69,8 +69,8 @@ thread_local! {
     /// their buffers along.
     static KEPT: RefCell<Kept> = const { RefCell::new(Kept::NONE) };
 
-    /// One more, with a buffer: one call after the other needs no other, and nothing is counted.
-    static NEXT: Cell<Option<Box<Frame>>> = const { Cell::new(None) };
+    /// Two more, with buffers: for one call after the other a request and a reply are enough, and nothing is counted.
+    static NEXT: [Cell<Option<Box<Frame>>>; 2] = const { [const { Cell::new(None) }; 2] };
 }
 
 /// The payload of a request or a reply.
@@ -164,7 +164,7 @@ impl Frame {
     /// An empty one with a buffer of this thread's, if it keeps some. Its payload stands at the front.
     #[inline]
     pub(crate) fn kept() -> Box<Frame> {
-        match NEXT.try_with(Cell::take) {
+        match NEXT.try_with(|[first, second]| first.take().or_else(|| second.take())) {
             Ok(Some(frame)) => frame,
             _ => Frame::kept_among_others(),
         }
@@ -186,15 +186,16 @@ impl Frame {
     /// Leaves an empty one to this thread.
     #[inline]
     fn keep(self: Box<Frame>) {
-        let mut frame = Some(self);
+        if self.bytes.capacity() == 0 {
+            return self.keep_among_others();
+        }
         // A thread that is ending keeps nothing.
-        let _ = NEXT.try_with(|next| {
-            let known = next.take();
-            let is_free = known.is_none() && frame.as_ref().is_some_and(|f| f.bytes.capacity() > 0);
-            next.set(if is_free { frame.take() } else { known });
+        let before = NEXT.try_with(|[first, second]| {
+            let before = first.replace(Some(self));
+            before.and_then(|before| second.replace(Some(before)))
         });
-        if let Some(frame) = frame {
-            frame.keep_among_others();
+        if let Ok(Some(before)) = before {
+            before.keep_among_others();
         }
     }
 
@@ -352,7 +353,8 @@ mod tests {
             assert_eq!(kept.frames.len(), KEPT_BUFFERS);
             assert!(kept.frames.iter().all(|frame| frame.bytes.capacity() <= KEPT_BYTES));
         });
-        assert!(NEXT.take().is_some_and(|frame| frame.bytes.capacity() <= KEPT_BYTES));
+        let next = || NEXT.with(|next| next.each_ref().map(Cell::take));
+        assert!(next().into_iter().flatten().all(|frame| frame.bytes.capacity() <= KEPT_BYTES));
         while let Some(frame) = KEPT.with_borrow_mut(Kept::take) {
             drop(frame);
         }
@@ -361,9 +363,9 @@ mod tests {
             assert_eq!(kept.frames.len(), KEPT_BYTES_IN_ALL / KEPT_BYTES);
             assert_eq!(kept.bytes, KEPT_BYTES_IN_ALL);
         });
-        assert!(NEXT.take().is_some());
+        assert!(next().iter().all(Option::is_some));
         drop_all(&Vec::new);
-        assert!(NEXT.take().is_none(), "it has no buffer");
+        assert!(next().iter().all(Option::is_none), "they have no buffer");
         KEPT.with_borrow(|kept| assert_eq!(kept.shells.len(), KEPT_BUFFERS));
     }
 
