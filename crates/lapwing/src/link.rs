@@ -1344,4 +1344,68 @@ mod tests {
             assert_eq!(protocol::record_bytes(payload), span as u64);
         }
     }
+
+    /// A sending and a receiving half, on a socket.
+    fn halves() -> (Sending, Receiving) {
+        let (near, far) = UnixStream::pair().unwrap();
+        far.set_nonblocking(true).unwrap();
+        let out = Out::Socket { socket: Arc::new(near), backlog: Vec::new(), sent: 0 };
+        let r#in = In::Socket { socket: Arc::new(far), buffer: Vec::new(), start: 0, end: 0 };
+        let (checksum, max) = (Checksum::Crc32c, 65_536);
+        let receiving = Receiving {
+            r#in,
+            checksum,
+            inline_max: max,
+            message_max: max,
+            expands: false,
+            bulk: None,
+            _buffers: KeepBuffers::new(),
+            _contexts: None,
+        };
+        (Sending::new(out, checksum, max, max, false), receiving)
+    }
+
+    #[test]
+    fn frame_says_nothing_of_the_one_whose_buffer_it_was_put_together_in() {
+        let (mut sending, mut receiving) = halves();
+        let kind = Kind::application(0x0400).unwrap();
+        let trace = Some(TraceContext { trace_id: [1; 16], parent_id: [2; 8], flags: 1 });
+        let tenant = Metadata::from([("tenant", "blue")]);
+        let mut received = Box::<Frame>::default();
+        let mut header = connection_header(Kind::GOODBYE);
+        for n in 0..600_usize {
+            let timed = n % 2 == 0;
+            let (trace, metadata) = match n % 5 {
+                3 => (trace, &Metadata::NONE),
+                4 => (None, &tenant),
+                _ => (None, &Metadata::NONE),
+            };
+            let payload = vec![0xE0 | n as u8; n * 7 % 131];
+            let time = TimeLeft { remaining_us: n as u64 + 1, sent_at_ns: u64::MAX - n as u64 };
+            let mut written = Written::begin(timed, trace, metadata, Form::Own).unwrap();
+            written.payload_mut().extend_from_slice(&payload);
+            if timed {
+                written.set_time(time);
+            }
+            let id = MessageId::new(n as u64 + 1);
+            sending.send_written(call_header(Flags::REQUEST, kind, id), &mut written).unwrap();
+            drop(written);
+
+            assert!(receiving.next(&mut received, &mut header).unwrap(), "{n}");
+            let more = trace.is_some() || !metadata.is_empty();
+            assert_eq!(header.id, id);
+            assert_eq!(header.flags.contains(Flags::EXTENDED), timed || more, "{n}");
+            assert_eq!(received.time.is_some(), timed && !more, "{n}");
+            let carried = if timed || more {
+                take_extensions(&mut received).unwrap()
+            } else {
+                Carried::default()
+            };
+            assert_eq!(carried.remaining_us, timed.then_some(time.remaining_us), "{n}");
+            assert_eq!(carried.sent_at_ns, timed.then_some(time.sent_at_ns), "{n}");
+            let said = carried.more.unwrap_or_default();
+            assert_eq!((said.trace, &said.metadata), (trace, metadata), "{n}");
+            assert_eq!(received.payload(), payload, "{n}");
+        }
+    }
 }
