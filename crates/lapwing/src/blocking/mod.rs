@@ -121,7 +121,7 @@ impl IpcClient {
             }
         };
         let link = awaiting.receive(&control, message, &options.bulk_terms())?;
-        let core = Core::new(link, options.spin, true);
+        let core = Core::new(link, options.spin);
         let doorbell = match &core.doorbell {
             Some(doorbell) => Arc::clone(doorbell),
             None => Arc::new(Doorbell::create()?),

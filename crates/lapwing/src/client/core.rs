@@ -146,7 +146,8 @@ pub(crate) struct Core {
     draining: AtomicBool,
     /// This side did: no new calls either. Written under `outbox`.
     said_goodbye: AtomicBool,
-    /// See [`Core::new`].
+    /// Who starts something looks at the socket: nobody may watch it while there are no calls, or who watches it had no
+    /// turn since.
     looks_first: bool,
     end: OnceLock<EndReason>,
 }
@@ -481,12 +482,11 @@ pub(crate) struct Started {
 }
 
 impl Core {
-    /// `looks_first`: nobody watches the socket while there are no calls, so who starts something looks at it.
-    pub(crate) fn new(link: Link, spin: Spin, looks_first: bool) -> Core {
+    pub(crate) fn new(link: Link, spin: Spin) -> Core {
         let Link { agreed, sending, receiving, socket, waking, bulk } = link;
         let (sleeper, doorbell) = waking.unzip();
         // The socket transport writes to it, and so finds out.
-        let looks_first = looks_first && doorbell.is_some();
+        let looks_first = doorbell.is_some();
         let calls = CallTable::with_capacity(agreed.limits.calls_in_flight);
         let outbox = Outbox {
             sending,

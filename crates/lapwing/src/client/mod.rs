@@ -747,7 +747,7 @@ async fn open(path: &Path, options: &ClientOptions) -> Result<IpcClient, Connect
     };
     drop(watched);
     let link = awaiting.receive(&control, message, &options.bulk_terms())?;
-    let core = Arc::new(Core::new(link, options.spin, false));
+    let core = Arc::new(Core::new(link, options.spin));
     let kick = Arc::new(Kick::default());
     let driver = Driver::new(Arc::clone(&core), Arc::clone(&kick), options.bulk_idle)?;
     tokio::spawn(driver.run());
