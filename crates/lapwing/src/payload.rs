@@ -15,7 +15,7 @@ const KEPT_BUFFERS: usize = 72;
 /// The largest buffer kept, in bytes; larger ones are freed.
 const KEPT_BYTES: usize = 80 * 1024;
 
-/// The most that a thread keeps in all, in bytes.
+/// The most that a thread keeps in all, in bytes, beside the two frames that come next.
 const KEPT_BYTES_IN_ALL: usize = 8 * KEPT_BYTES;
 
 /// Frames for reuse, in their boxes: so they are handed on by their address.

@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lapwing::error::WireError;
-use lapwing::{CallError, ClientOptions, ConnectionState, IpcClient, Spin, Transport, blocking};
+use lapwing::{
+    CallError, CallOptions, ClientOptions, ClientStream, ConnectionState, IpcClient, Payload, Raw,
+    Spin, Transport, blocking,
+};
 use lapwing_proto::{Header, Kind, limits};
 use lapwing_shm::layout;
 use lapwing_testkit::frame::RawFrame;
@@ -413,6 +416,48 @@ fn consumed_word_that_cannot_be_ends_both_clients_that_wait_for_room() {
         });
         server.join();
     }
+}
+
+/// A call whose item finds that the connection cannot go on ends with it, though nothing else would tell.
+#[test]
+fn consumed_word_that_cannot_be_ends_the_stream_of_a_client_that_waits_for_room() {
+    const TAKES: ClientStream<Vec<u8>, Payload, Raw> = ClientStream::new(0x0500, "takes");
+    // It says nothing on the socket, and keeps that open.
+    let misreads = || {
+        let (done, waiting) = std::sync::mpsc::channel::<()>();
+        let server = RawServer::start(move |greeted| {
+            let mut peer = greeted.grant();
+            std::thread::sleep(Duration::from_millis(50));
+            peer.ring().say_consumed(33);
+            peer.ring().wake_peer();
+            let _ = waiting.recv();
+        });
+        (server, done)
+    };
+    let options =
+        || ClientOptions { ring_bytes: limits::RING_BYTES_MIN, ..ClientOptions::default() };
+    let (server, done) = misreads();
+    let client = blocking::IpcClient::connect_with(server.path(), &options()).unwrap();
+    let mut upload = client.upload(TAKES, &CallOptions::default()).unwrap();
+    let error = (0..60).find_map(|_| upload.send(&vec![0; 1500]).err());
+    assert!(matches!(error, Some(CallError::StreamEnded)), "{error:?}");
+    assert_protocol(&upload.finish().unwrap_err(), WireError::BadRing, "blocking");
+    drop(done);
+    server.join();
+
+    let (server, done) = misreads();
+    runtime().block_on(async {
+        let client = IpcClient::connect_with(server.path(), options()).await.unwrap();
+        let mut upload = client.upload(TAKES, &CallOptions::default()).await.unwrap();
+        let mut error = None;
+        for _ in 0..60 {
+            error = error.or(upload.send(&vec![0; 1500]).await.err());
+        }
+        assert!(matches!(error, Some(CallError::StreamEnded)), "{error:?}");
+        assert_protocol(&upload.finish().await.unwrap_err(), WireError::BadRing, "async");
+    });
+    drop(done);
+    server.join();
 }
 
 /// Either the position was seen first, or the byte that the raw server sends until the client is gone.

@@ -53,6 +53,8 @@ pub(crate) enum ItemError {
     Full(Room),
     /// The call is over, or nothing can be sent any more; its reader finds how.
     Over,
+    /// As `Over`, before the connection's end was dealt with.
+    Broken(Broken),
     Failed(CallError),
 }
 
@@ -171,7 +173,8 @@ impl Core {
         {
             found.send.refund(bytes);
         }
-        sent
+        drop(outbox);
+        self.broke(sent)
     }
 
     /// Says that no item follows.
@@ -181,7 +184,19 @@ impl Core {
             Lookup::Live(Call::Stream(found)) if found.ended.is_none() => {}
             _ => return Err(ItemError::Over),
         }
-        self.send_on(&mut outbox, call_header(Flags::NONE, call.kind, call.id), &[])
+        let sent = self.send_on(&mut outbox, call_header(Flags::NONE, call.kind, call.id), &[]);
+        drop(outbox);
+        self.broke(sent)
+    }
+
+    /// What an attempt came to: the end of the connection, too. A peer that misbehaved ends it here. Else the answer may
+    /// have come before the end and lie unread: who reads finds that, or how the connection ended.
+    fn broke(&self, sent: Result<(), ItemError>) -> Result<(), ItemError> {
+        let Err(ItemError::Broken(broken)) = sent else { return sent };
+        if matches!(broken, Broken::Misbehaved(_)) {
+            self.finish(&broken);
+        }
+        Err(ItemError::Over)
     }
 
     fn send_on(
@@ -209,8 +224,7 @@ impl Core {
                 let status = Status::resource_exhausted(WireError::QuotaBulk.sentence());
                 Err(ItemError::Failed(status.into()))
             }
-            // The answer may have come before the end and lie unread: who reads finds that, or how the connection ended.
-            Err(SendError::Broken(_)) => Err(ItemError::Over),
+            Err(SendError::Broken(broken)) => Err(ItemError::Broken(broken)),
         }
     }
 

@@ -440,7 +440,9 @@ impl OpenCall {
                 Err(ItemError::Behind) => break,
                 // Registered first, then tried once more: room that came in between is seen.
                 Err(ItemError::Full(room)) => turn.wait_for(room, cx.waker()),
-                Err(ItemError::Over) => return Poll::Ready(Err(CallError::StreamEnded)),
+                Err(ItemError::Over | ItemError::Broken(_)) => {
+                    return Poll::Ready(Err(CallError::StreamEnded));
+                }
                 Err(ItemError::Failed(error)) => return Poll::Ready(Err(error)),
             }
         }
@@ -666,7 +668,7 @@ pub(crate) fn ended_in_time(
 pub(crate) fn try_sent(sent: Result<(), ItemError>) -> Result<(), CallError> {
     sent.map_err(|error| match error {
         ItemError::Behind | ItemError::Full(_) => CallError::Full,
-        ItemError::Over => CallError::StreamEnded,
+        ItemError::Over | ItemError::Broken(_) => CallError::StreamEnded,
         ItemError::Failed(error) => error,
     })
 }

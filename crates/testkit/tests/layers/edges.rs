@@ -30,6 +30,7 @@ const TABLE: &[Row] = &[
         others: Some(&[
             "futures-core",
             "hdrhistogram",
+            "pin-project-lite",
             "postcard",
             "rustix",
             "schemars",
