@@ -857,7 +857,12 @@ impl Core {
         outbox.look_again_at = now + LOOK_AGAIN;
         drop(outbox);
         match self.look_at_socket() {
-            Ok(()) => Ok(self.outbox()),
+            Ok(()) => {
+                // Under the lock again: a call that is entered behind the end would find nobody to tell it.
+                let outbox = self.outbox();
+                self.check_open()?;
+                Ok(outbox)
+            }
             Err(broken) => {
                 if let Ok(mut inbox) = self.inbox.try_lock() {
                     self.end_with(&mut inbox, &broken);
