@@ -133,7 +133,9 @@ impl Ahead {
     fn passes_messages(&self, header: &Header) -> bool {
         let has_priority = header.flags.contains(Flags::PRIORITY);
         let overtakes = || self.is_empty() || has_priority && self.overtakes(header);
-        self.is_of_running(header) || !is_message(header) && overtakes()
+        // Nor before its own request, in whichever queue that is.
+        let passes = || !is_message(header) && !self.waits(header.id) && overtakes();
+        self.is_of_running(header) || passes()
     }
 
     /// As [`Ahead::next`], while no one-way message may be begun: a call that comes before any, or a frame of a call
